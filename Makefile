@@ -1,0 +1,32 @@
+# make kd    sets up and runs the main job: a table and a picture at the end
+# make test  sets up and runs the checks; EXTRAS=test,parity adds the parity tests against torch
+PYTHON ?= python3
+EXTRAS ?= test
+BIN = .venv/bin
+KD ?= configs/kd.py
+WORKDIR ?= workdir/kd
+
+.PHONY: kd test lint clean
+
+kd: .venv/core.done
+	$(BIN)/python -m jaxdistill.main --config=$(KD) --workdir=$(WORKDIR)
+
+test: .venv/$(EXTRAS).done lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+
+lint: .venv/$(EXTRAS).done
+	$(BIN)/ruff check .
+
+.venv/core.done: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/$(EXTRAS).done: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	touch $@ .venv/core.done
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+clean:
+	rm -rf .venv workdir build *.egg-info

@@ -1,0 +1,201 @@
+"""Text for language models: documents, split by content, tokenized and packed, with every byte accounted for.
+
+The order matters. Documents are split before anything is learned from them: the tokenizer is trained on the training
+split alone. A document's split follows from the hash of its content, so that a duplicate never sits on both sides and a
+document keeps its side when others are added.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import platform
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdistill import UserError
+from jaxdistill.data import cache, packing, tokenizer
+from jaxdistill.data.documents import SOURCES, documents
+from jaxdistill.data.packing import Packed
+from jaxdistill.data.tokenizer import SMALLEST_VOCAB, Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """What to read and how to cut it. Hashable: `load` remembers what it loaded."""
+
+    source: str = "stdlib"  # stdlib | files | jsonl | parquet | tfds
+    path: str = ""  # file, folder or glob; tfds: the dataset's name or folder
+    field: str = "text"  # of jsonl, parquet and tfds
+    invalid_utf8: str = "error"  # error | replace (by U+FFFD, counted)
+    tokenizer: str = ""  # folder, tokenizer.json or hub name; "": byte-level BPE trained on the training split
+    vocab: int = 2048  # ids of the trained BPE
+    length: int = 128  # labels in a row
+    validation: float = 0.05  # fraction of the documents
+    test: float = 0.05
+    train_tokens: int = 0  # predicted tokens to keep; 0: all
+    eval_tokens: int = 0  # the same for validation and for test
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if not (type(value) is kind or (kind is float and type(value) is int)):
+                self._refuse(field.name, kind.__name__)
+        if self.source not in SOURCES:
+            self._refuse("source", " | ".join(SOURCES))
+        if bool(self.path) == (self.source == "stdlib"):
+            self._refuse("path", "a path" if not self.path else "none", f" with data.source {self.source!r}")
+        if self.invalid_utf8 not in ("error", "replace"):
+            self._refuse("invalid_utf8", "error | replace")
+        if not self.field:
+            self._refuse("field", "a field's name")
+        if not self.tokenizer and self.vocab < SMALLEST_VOCAB:
+            self._refuse("vocab", f"{SMALLEST_VOCAB} (all bytes and the end of text) or more")
+        if self.length < 1:
+            self._refuse("length", "1 or more")
+        for name in ("validation", "test"):
+            if not 0 < getattr(self, name) < 1:
+                self._refuse(name, "a fraction above 0 and below 1")
+        if self.validation + self.test >= 1:
+            self._refuse("validation", f"less than 1 together with data.test {self.test}")
+        for name in ("train_tokens", "eval_tokens"):
+            if getattr(self, name) < 0:
+                self._refuse(name, "0 (all) or more")
+
+    def _refuse(self, name: str, accepted: str, condition: str = ""):
+        raise UserError(f"data.{name} {getattr(self, name)!r}{condition}: {accepted} is accepted")
+
+
+class Document(NamedTuple):
+    digest: bytes  # SHA-256 of the text
+    name: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """Text, ready to train on.
+
+    Attributes:
+      splits: "train", "validation", "test" -> rows.
+      tokenizer: with `bos`, the id before every document.
+      vocab: number of ids.
+      token_bytes: int32 [vocab], UTF-8 bytes that each id stands for: the denominator of bits per byte.
+      eos: the end-of-text id.
+      facts: JSON-able identity and size of what was read; the manifest's data fingerprint.
+    """
+
+    splits: dict[str, Packed]
+    tokenizer: Tokenizer
+    vocab: int
+    token_bytes: np.ndarray
+    eos: int
+    facts: dict
+
+
+def split(read: Iterable[tuple[str, str]], config: TextConfig) -> dict[str, list[Document]]:
+    """Documents by split, each split in the order of its hashes (random in content, the same on every machine)."""
+    parts = {"train": [], "validation": [], "test": []}
+    for name, text in read:
+        digest = hashlib.sha256(text.encode()).digest()
+        u = int.from_bytes(digest[:8], "big") / 2**64
+        side = "test" if u < config.test else "validation" if u < config.test + config.validation else "train"
+        parts[side].append(Document(digest, name, text))
+    counts = {side: len(part) for side, part in parts.items()}
+    for side in ("test", "validation", "train"):
+        if not counts[side]:
+            key = "validation" if side == "train" else side
+            raise UserError(
+                f"data.{key} {getattr(config, key)}: of {sum(counts.values())} documents none falls into {side} "
+                f"({', '.join(f'{name} {count}' for name, count in counts.items())}); "
+                "another fraction or more documents are accepted (a file is one document, never divided)"
+            )
+    return {side: sorted(part) for side, part in parts.items()}
+
+
+@functools.lru_cache(maxsize=4)  # the runs of one job share one corpus
+def load(config: TextConfig) -> Corpus:
+    """Reads, splits, tokenizes and packs; tokenizer and token ids come from the cache where it has them.
+
+    Raises:
+      UserError: whatever of the user's does not fit, in one line (see `documents`, `split`, `tokenizer.load`, `verify`).
+    """
+    counts = collections.Counter(skipped=0, replaced=0, empty=0)
+    parts = split(documents(config, counts), config)
+    prints = {side: cache.key(*(document.digest for document in part)) for side, part in parts.items()}
+    if config.tokenizer:
+        tok = tokenizer.load(config.tokenizer)
+    else:
+        tok = tokenizer.train([document.text for document in parts["train"]], config.vocab, prints["train"])
+    facts = {"source": config.source, **counts, "tokenizer": tokenizer.tokenizer_hash(tok), "vocab": tok.vocab, "splits": {}}
+    if config.source == "stdlib":
+        facts["python"] = platform.python_version()
+    sizes = tokenizer.token_bytes(tok)
+    splits = {}
+    for side, part in parts.items():
+        limit = "train_tokens" if side == "train" else "eval_tokens"
+        stream, starts = _tokenized(part, tok, getattr(config, limit), f"data.{limit}", side, (prints[side], facts["tokenizer"]))
+        packed = splits[side] = Packed(stream, starts, config.length)
+        facts["splits"][side] = {
+            "sha256": prints[side],
+            "documents": len(starts),
+            "bytes": int(sizes[packed.labels].sum(dtype=np.int64)),
+            "tokens": packed.predicted,
+            "rows": len(packed),
+        }
+    return Corpus(splits, tok, tok.vocab, sizes, tok.eos, facts)
+
+
+def _tokenized(part: list[Document], tok: Tokenizer, limit: int, key: str, side: str, identity) -> tuple[np.ndarray, np.ndarray]:
+    """(stream, starts) of a split's first `limit` predicted tokens, cached."""
+
+    def make():
+        kept, total = [], 0
+        for ids in tok.encode(document.text for document in part):
+            kept.append(ids)
+            total += len(ids)
+            if limit and total >= limit:
+                break
+        tokenizer.verify(tok, [document.name for document in part[: len(kept)]], [document.text for document in part[: len(kept)]], kept)
+        if total < limit:
+            raise UserError(f"{key} {limit}: the {side} split has {total} tokens; at most as many, or 0 for all, are accepted")
+        return packing.concatenate(kept, tok.bos, limit)
+
+    def read(file):
+        with np.load(file) as arrays:  # a zip file: its checksums find damage
+            return arrays["stream"], arrays["starts"]
+
+    name = f"tokens-{cache.key('tokens 1', *identity, tok.bos, limit)}.npz"
+    return cache.cached(name, make=make, read=read, write=lambda value, file: np.savez(file, stream=value[0], starts=value[1]))
+
+
+def describe(batch: dict[str, np.ndarray], corpus: Corpus, rows: int = 1, width: int = 100) -> str:
+    """The first `rows` rows of a batch for people: under each token its label, and whether that label counts.
+
+    Args:
+      batch: as `batches` yields it.
+      width: characters in a line.
+    """
+    pieces = tokenizer.token_pieces(corpus.tokenizer)
+
+    def show(index):
+        text = pieces[index].decode("utf-8", "backslashreplace") or corpus.tokenizer.backend.id_to_token(int(index)) or ""
+        return repr(text)[1:-1].replace(" ", "·")
+
+    lines = []
+    for row in range(min(rows, len(batch["tokens"]))):
+        tokens, segments = batch["tokens"][row], batch["segments"][row]
+        counted = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
+        lines.append(f"row {row}: {counted.sum()} of {len(counted)} labels count, {segments.max()} pieces of documents, {(segments == 0).sum()} padding")
+        block = ["token ", "label ", "counts"]
+        for token, label, counts in zip(tokens[:-1], tokens[1:], counted, strict=True):
+            cells = [show(token), show(label), "1" if counts else "0"]
+            wide = max(map(len, cells))
+            if len(block[0]) + 1 + wide > width and len(block[0]) > 6:
+                lines += [*block, ""]
+                block = ["token ", "label ", "counts"]
+            block = [f"{line} {cell:<{wide}}" for line, cell in zip(block, cells, strict=True)]
+        lines += [*block, ""]
+    return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"

@@ -1,0 +1,276 @@
+"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners") in Linen.
+
+Layers, names and numerics follow the released model: pre-LayerNorm, learned positions, tanh-GELU, tied head.
+There is no dropout: a distilled student is short of capacity and not of regularisation, a teacher must give the
+same targets twice, and every run is then reproducible without a second stream of randomness.
+"""
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdistill import UserError
+from jaxdistill.models import hf
+
+# First match wins, by re.search: the same rule serves a parameter, its moments and its EMA. Every leaf is cut over
+# fsdp x model. Embeddings are cut on the width: vocabularies (50,257) seldom divide.
+SHARDING = (
+    (r"w[tp]e/embedding", jax.P(None, ("fsdp", "model"))),
+    (r"(attention/qkv|mlp/up)/kernel", jax.P("fsdp", "model")),  # column-parallel
+    (r"(attention/out|mlp/down)/kernel", jax.P("model", "fsdp")),  # row-parallel
+    (r"(ln_[12f]|qkv|out|up|down)/(bias|scale)", jax.P(("fsdp", "model"))),
+)
+# Weight decay: the matrices that multiply activations, so also wte, which is the tied head and gets a dense gradient
+# at every step. Not wpe: rows of positions that the data seldom reach would only shrink.
+DECAY = r"(kernel|wte/embedding)$"
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu_new": lambda x: nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "relu": nn.relu,
+}
+
+# GPT2Config's fields in a Hugging Face config.json (the last three may be absent: the defaults are the same), and
+# entries that must have this value where they are present.
+_KEYS = dict(
+    vocab="vocab_size", length="n_positions", width="n_embd", depth="n_layer", heads="n_head",
+    inner="n_inner", eps="layer_norm_epsilon", activation="activation_function",
+)  # fmt: skip
+_REQUIRED = dict(
+    model_type="gpt2", tie_word_embeddings=True, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
+    add_cross_attention=False,
+)  # fmt: skip
+_NAMES = (  # regexes, parameter path -> tensor name
+    (r"block_(\d+)", r"h.\1"),
+    (r"attention/qkv", "attn.c_attn"),
+    (r"attention/out", "attn.c_proj"),
+    (r"mlp/up", "mlp.c_fc"),
+    (r"mlp/down", "mlp.c_proj"),
+    (r"(kernel|scale|embedding)$", "weight"),
+    (r"/", "."),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config:
+    """Sizes of a GPT-2: `length` counts positions, `inner` is the MLP's width (None: 4 x width)."""
+
+    vocab: int
+    length: int
+    width: int
+    depth: int
+    heads: int
+    inner: int | None = None
+    eps: float = 1e-5
+    activation: str = "gelu_new"
+
+    def __post_init__(self):
+        for key in ("vocab", "length", "width", "depth", "heads", "inner"):
+            value = getattr(self, key)
+            if (type(value) is not int or value < 1) and not (key == "inner" and value is None):
+                raise UserError(f"{key}: found {value!r}; accepted: an integer of at least 1")
+        if not isinstance(self.eps, float) or not 0 < self.eps < 1:
+            raise UserError(f"eps: found {self.eps!r}; accepted: a number between 0 and 1")
+        if self.width % self.heads:
+            raise UserError(f"heads: found {self.heads}; accepted: a divisor of width ({self.width})")
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"activation: found {self.activation!r}; accepted: {', '.join(ACTIVATIONS)}")
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis (Ba et al. 2016), in float32 with a two-pass variance; returns `dtype`."""
+
+    eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        return (x * scale[None, None] + bias[None, None]).astype(self.dtype)
+
+
+def _linear(
+    x: Float[Array, "batch time _"], features: int, std: float, dtype: Any, name: str
+) -> Float[Array, "batch time {features}"]:
+    """A Dense over the rows of x as ONE matrix: the kernel's gradient then contracts a single axis. With
+    [batch, time] XLA:CPU transposes the incoming gradient first, and the whole backward pass takes 1.3 times as long."""
+    dense = nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(std), name=name)
+    return dense(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention; returns the output and the probabilities [batch, heads, time, time]."""
+
+    config: GPT2Config
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch time width"], same: Bool[Array, "batch 1 time time"] | None):
+        c = self.config
+        qkv = _linear(x, 3 * c.width, 0.02, self.dtype, "qkv")
+        q, k, v = (a.reshape(*x.shape[:2], c.heads, -1) for a in jnp.split(qkv, 3, axis=-1))
+        with jax.numpy_dtype_promotion("standard"):  # its own float32 softmax is an implicit promotion from bfloat16
+            out = jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=True)
+        out = out.reshape(x.shape)
+        out = _linear(out, c.width, 0.02 / (2 * c.depth) ** 0.5, self.dtype, "out")
+        return out, _probabilities(q, k, same)
+
+
+def _probabilities(q, k, same) -> Float[Array, "batch heads time time"]:
+    """What `dot_product_attention` keeps to itself, beside the main path: compiled only where it is used."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    mask = jnp.tril(jnp.ones((1, 1, *scores.shape[2:]), bool))
+    mask = mask if same is None else mask & same
+    return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+
+
+class MLP(nn.Module):
+    config: GPT2Config
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
+        c = self.config
+        x = ACTIVATIONS[c.activation](_linear(x, c.inner or 4 * c.width, 0.02, self.dtype, "up"))
+        return _linear(x, c.width, 0.02 / (2 * c.depth) ** 0.5, self.dtype, "down")
+
+
+class Block(nn.Module):
+    config: GPT2Config
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch time width"], same: Bool[Array, "batch 1 time time"] | None):
+        c = self.config
+        h, probabilities = Attention(c, self.dtype, name="attention")(LayerNorm(c.eps, self.dtype, name="ln_1")(x), same)
+        x = x + h
+        x = x + MLP(c, self.dtype, name="mlp")(LayerNorm(c.eps, self.dtype, name="ln_2")(x))
+        return x, probabilities
+
+
+class GPT2(nn.Module):
+    """GPT-2 language model. `dtype` is that of the computation, parameters stay float32; `remat` recomputes each
+    block in the backward pass, which changes memory and time and no result."""
+
+    config: GPT2Config
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "batch time"],
+        *,
+        segments: Int[Array, "batch time"] | None = None,
+        positions: Int[Array, "batch time"] | None = None,
+    ) -> tuple[Float[Array, "batch time vocab"], dict[str, Float[Array, "..."]]]:
+        """Next-token logits (float32) and every intermediate.
+
+        Args:
+          tokens: ids below `config.vocab`; one above gives NaN, not a wrong row.
+          segments: number of the document each token belongs to, 0 for padding. A token sees earlier ones of its
+            own segment only (padding sees padding, so that its rows stay finite). None: one document a row.
+          positions: position of each token in its document; None: 0, 1, 2...
+
+        Returns:
+          logits, and features: "embed", "block_i" (the block's output), "final" (after the last LayerNorm), all
+          [batch, time, width] in `dtype`; "attention_i", softmax probabilities [batch, heads, time, time], float32.
+
+        Raises `UserError` where a row is longer than `config.length`.
+        """
+        c = self.config
+        if tokens.shape[1] > c.length:
+            raise UserError(f"length: found rows of {tokens.shape[1]} tokens; accepted: at most {c.length}")
+        wte = nn.Embed(c.vocab, c.width, embedding_init=nn.initializers.normal(0.02), name="wte")
+        wpe = nn.Embed(c.length, c.width, embedding_init=nn.initializers.normal(0.01), name="wpe")
+        positions = jnp.arange(tokens.shape[1])[None] if positions is None else positions
+        x = (wte(tokens) + wpe(positions)).astype(self.dtype)  # looked up in float32: so the gradient is summed in it
+        same = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
+        features = {"embed": x}
+        block = nn.remat(Block) if self.remat else Block
+        for i in range(c.depth):
+            x, probabilities = block(c, self.dtype, name=f"block_{i}")(x, same)
+            features |= {f"block_{i}": x, f"attention_{i}": probabilities}
+        features["final"] = x = LayerNorm(c.eps, self.dtype, name="ln_f")(x)
+        rows, head = x.reshape(-1, c.width), wte.embedding.astype(self.dtype)
+        logits = jnp.einsum("nd,vd->nv", rows, head, preferred_element_type=jnp.float32)
+        return logits.reshape(*tokens.shape, c.vocab), features
+
+
+def config_from_hf(folder: str | os.PathLike) -> GPT2Config:
+    """The sizes in a folder's `config.json`; `UserError` for a GPT-2 variant that is not supported."""
+    raw, file = hf.read_config(folder), f"{folder}/{hf.CONFIG}"
+    for key in ("model_type", *list(_KEYS.values())[:5]):
+        if key not in raw:
+            raise UserError(f"{file}: {key}: found nothing; accepted: the {key} of a GPT-2")
+    for key, accepted in _REQUIRED.items():
+        if raw.get(key, accepted) != accepted:
+            raise UserError(f"{file}: {key}: found {raw[key]!r}; accepted: {accepted!r}")
+    try:
+        return GPT2Config(**{ours: raw[key] for ours, key in _KEYS.items() if key in raw})
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def from_hf(folder: str | os.PathLike, *, dtype: Any = jnp.float32, remat: bool = False) -> tuple[GPT2, dict]:
+    """`(module, params)` of a Hugging Face GPT-2 folder; parameters are float32 whatever the file holds.
+
+    Raises `UserError`, one line naming the key or file, for a folder, config or tensor that is not as it should be.
+    """
+    module = GPT2(config_from_hf(folder), dtype=dtype, remat=remat)
+    tensors = hf.read_tensors(folder)
+    head = tensors.pop("lm_head.weight", None)  # old files store the tied head twice, and every block's causal mask
+    wanted = {_hf_name(path): shape for path, shape in _shapes(module).items()}
+    masks = r"h\.\d+\.attn\.(bias|masked_bias)"
+    found = hf.select(tensors, wanted, source=folder, prefix="transformer.", ignore=masks)
+    if head is not None and not np.array_equal(head.astype(np.float32), found["wte.weight"]):
+        raise UserError(f"{folder}: tensor lm_head.weight: found one unlike wte.weight; accepted: a tied head")
+    # jnp.array copies: a buffer that JAX owns may be donated, a view of the file may not.
+    params = {path: jnp.array(found[_hf_name(path)]) for path in _shapes(module)}
+    return module, unflatten_dict(params, sep="/")
+
+
+def to_hf(module: GPT2, params: dict, folder: str | os.PathLike, **config) -> None:
+    """Write a folder that `transformers.GPT2LMHeadModel.from_pretrained` loads, in float32.
+
+    `config`: more entries for `config.json`, such as `bos_token_id` and `eos_token_id` (null where not given:
+    transformers' own default, 50256, is out of a small vocabulary). Raises `UserError` for entries that are the
+    model's own, for parameters that are not those of `module`, and for a folder that cannot be written.
+    """
+    own = {key: getattr(module.config, ours) for ours, key in _KEYS.items()} | _REQUIRED
+    own |= {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
+    for key in config.keys() & own.keys():
+        raise UserError(f"{key}: found {config[key]!r}; accepted: only entries that the model does not set itself")
+    arrays = {path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()}
+    arrays = hf.select(arrays, _shapes(module), source="params")
+    tensors = {f"transformer.{_hf_name(path)}": x for path, x in arrays.items()}
+    hf.write_folder(folder, {"bos_token_id": None, "eos_token_id": None} | config | own, tensors)
+
+
+@functools.cache
+def _shapes(module: GPT2) -> dict[str, tuple[int, ...]]:
+    """Parameter path -> shape, without allocating any."""
+    tree = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return {path: x.shape for path, x in flatten_dict(tree, sep="/").items()}
+
+
+def _hf_name(path: str) -> str:
+    """block_0/attention/qkv/kernel -> h.0.attn.c_attn.weight. Nothing is transposed: Conv1D is (in, out) too."""
+    for ours, theirs in _NAMES:
+        path = re.sub(ours, theirs, path)
+    return path

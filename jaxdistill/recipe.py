@@ -1,0 +1,184 @@
+"""The recipe: the one contract between what is learned and how it is run.
+
+A recipe file exposes `make(config) -> Recipe`. It fits nothing and reads no device; `training` runs
+whatever it returns and knows no task. The two wings meet here and nowhere else.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxdistill import UserError
+
+
+class Term(NamedTuple):
+    """One line of the ledger; a micro-batch returns its part of it.
+
+    `sum` is the masked, unweighted sum over examples or tokens. `count` is its divisor and comes from the
+    batch and the key alone, never from parameters: the step surveys the counts before it trains.
+    `factor` is a learned, differentiable multiplier (an uncertainty weight)."""
+
+    sum: Array
+    count: Array
+    factor: Array | float = 1.0
+
+
+class Aux(NamedTuple):
+    """What a loss returns beside its total: the ledger's lines, the arrays (leading example axis) that
+    `whole` needs of every example, and `(sum, count)` pairs that are only looked at."""
+
+    terms: dict
+    stats: dict = {}
+    probes: dict = {}
+
+
+class Dials(NamedTuple):
+    """What the step turns, all traced. `scale` is weight / count of the WHOLE batch: multiply each
+    sum by it and never divide again. `knobs` are temperatures, top-k and the like."""
+
+    scale: dict
+    knobs: dict
+
+
+class Variables(NamedTuple):
+    """`params` is all that trains, one pytree. `extra` is carried and checkpointed, and written only by
+    `calibrate` and `whole` (scalers, projections, running statistics)."""
+
+    params: dict
+    extra: dict = {}
+
+
+@dataclasses.dataclass(frozen=True)  # not a NamedTuple: that is a pytree, and would be flattened
+class Group:
+    """A parameter group: its learning rate is `lr_mult` times the run's, its decay is decoupled."""
+
+    name: str
+    lr_mult: float = 1.0
+    weight_decay: float = 0.0
+    frozen: bool = False
+
+
+class Evaluator(NamedTuple):
+    """`measure(student, variables, frozen, batch) -> dict of arrays` is jitted; `student` is the deployed
+    student (EMA or parameters). `finish(dict of stacked arrays) -> {name: float}` runs on the host."""
+
+    split: str
+    measure: Callable
+    finish: Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A piecewise curve over update attempts: constant before the first knot and after the last.
+
+    knots: ((step, value), ...), steps increasing. cosine: the segments (by index) that follow half a
+    cosine instead of a line. Pure in the step, so that nothing recompiles when the value moves.
+    """
+
+    knots: tuple[tuple[float, float], ...]
+    cosine: tuple[int, ...] = ()
+
+    @classmethod
+    def ramp(cls, points, steps: int, key: str = "schedule") -> "Schedule":
+        """((fraction of the run, value), ...) -> Schedule over `steps` updates. `key` names the config
+        key in errors. ((0.0, 0.9),) is the constant 0.9."""
+        wanted = "((fraction, value), ...) with fractions rising within 0 to 1, as in ((0.0, 0.1), (0.2, 0.7))"
+        try:
+            knots = tuple((float(fraction), float(value)) for fraction, value in points)
+        except (TypeError, ValueError):
+            knots = ()
+        fractions = [fraction for fraction, _ in knots]
+        if not knots or fractions != sorted(set(fractions)) or fractions[0] < 0 or fractions[-1] > 1:
+            raise UserError(f"{key}: found {points!r}; accepted: {wanted}")
+        return cls(tuple((fraction * steps, value) for fraction, value in knots))
+
+    @property
+    def constant(self) -> float | None:
+        """The value where the curve never moves, else None."""
+        values = {value for _, value in self.knots}
+        return values.pop() if len(values) == 1 else None
+
+    @property
+    def off(self) -> bool:
+        """A constant 0: the term is left out of the program, and listed with count 0."""
+        return self.constant == 0.0
+
+    def __call__(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        steps = jnp.asarray([at for at, _ in self.knots], jnp.float32)
+        values = jnp.asarray([value for _, value in self.knots], jnp.float32)
+        if len(self.knots) == 1:
+            return values[0]
+        step = jnp.asarray(step, jnp.float32)
+        segment = jnp.clip(jnp.searchsorted(steps, step, side="right") - 1, 0, len(self.knots) - 2)
+        left, right = steps[segment], steps[segment + 1]
+        along = jnp.clip((step - left) / (right - left), 0.0, 1.0)
+        curved = jnp.asarray([index in self.cosine for index in range(len(self.knots) - 1)])[segment]
+        along = jnp.where(curved, 0.5 - 0.5 * jnp.cos(jnp.pi * along), along)
+        return values[segment] * (1 - along) + values[segment + 1] * along
+
+
+def no_whole(params, extra, stats, knobs):
+    """The default `whole`: no term over the whole batch, and nothing to write."""
+    return {}, extra
+
+
+class Recipe(NamedTuple):
+    """Everything `training` needs of a system.
+
+    init: (key) -> Variables.
+    loss: (params, extra, frozen, batch, dials, key) -> (total, Aux). Sums over examples ONLY.
+    weights: term -> Schedule; exactly the terms of `loss` and `whole`, else an error at trace.
+    optim_rules: ((regex, Group), ...); each parameter path matches exactly one, by re.search.
+    sharding_rules: ((regex, PartitionSpec), ...); the first match, by default replicated. One rule serves a
+        parameter, its moments and its EMA, so no leading ^.
+    data: (split, seed) -> grain iterator over dicts of arrays (pairings and samplers live there).
+    evaluators: name -> Evaluator.
+    whole: (params, extra, stats, knobs) -> (terms, extra), once an update over the full batch: whatever is not a
+        sum over examples, and the only writer of `extra`.
+    frozen: () -> teachers and constants, an argument of the step; never differentiated or checkpointed.
+    calibrate: (variables, frozen, batches) -> variables, on the host, in fresh runs only.
+    knobs: name -> Schedule. controls: name -> multiplier that only `react` moves ("lr", or a term's name).
+    memory: react's first memory (JSON). react: (memory, step, metrics) -> (memory, controls, stop reason | None).
+    export: (params, folder) -> None, so that commands need no model. figures: (variables, frozen, batches) -> figures.
+    describe: (batch) -> text for people: what a batch holds.
+    facts: JSON facts of what the recipe was built from (fingerprints, hashes, sizes): part of the run's identity.
+    """
+
+    init: Callable
+    loss: Callable
+    weights: dict
+    optim_rules: tuple
+    data: Callable
+    sharding_rules: tuple = ()
+    evaluators: dict = {}
+    whole: Callable = no_whole
+    frozen: Callable = dict
+    calibrate: Callable | None = None
+    knobs: dict = {}
+    controls: dict = {}
+    memory: dict = {}
+    react: Callable | None = None
+    export: Callable | None = None
+    figures: Callable | None = None
+    describe: Callable | None = None
+    facts: dict = {}
+
+
+def load(name: str) -> Callable[[Any], Recipe]:
+    """`name` -> that recipe's `make`. A bare name is a file of jaxdistill.recipes; a dotted path is any
+    importable module of yours that has `make(config) -> Recipe`."""
+    path = name if "." in name else f"jaxdistill.recipes.{name}"
+    try:
+        return importlib.import_module(path).make
+    except (ModuleNotFoundError, AttributeError) as error:
+        # A module that is missing inside the recipe is the recipe's own fault: let that one surface.
+        if isinstance(error, ModuleNotFoundError) and not path.startswith(error.name or ""):
+            raise
+        raise UserError(
+            f"recipe: found {name!r}, which has no `make`; accepted: a file of jaxdistill/recipes "
+            "(lm, student_aware) or the dotted path of a module with make(config) -> Recipe"
+        ) from None

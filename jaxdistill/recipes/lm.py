@@ -1,0 +1,74 @@
+"""lm: a causal language model trained on next-token cross-entropy. The teacher's own pre-training.
+
+Config: `data` (data.text.TextConfig), `model` (models.ModelConfig: a local Hugging Face folder in `path`, or sizes),
+`lm.smoothing`, `train.batch`, `optimizer.weight_decay`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+from jaxdistill.data import text, tokenizer
+from jaxdistill.evaluators import language
+from jaxdistill.losses.classification import cross_entropy
+from jaxdistill.models import causal, gpt2
+from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables
+
+
+def make(config) -> Recipe:
+    corpus = text.load(config.data.build(text.TextConfig))
+    student = causal.describe(config.model.build(causal.ModelConfig), "model", vocab=corpus.vocab, length=corpus.length)
+    batch, smoothing, decay = config.train.batch, config.lm.smoothing, config.optimizer.weight_decay
+
+    def loss(params, extra, frozen, batch, dials, key):
+        tokens, labels, where, layout = next_token(batch)
+        logits, _ = student.module.apply({"params": params}, tokens, **layout)
+        lm = jnp.sum(cross_entropy(logits, labels, smoothing=smoothing, where=where))
+        return dials.scale["lm"] * lm, Aux({"lm": Term(lm, jnp.sum(where, dtype=jnp.float32))})
+
+    def measure(params, variables, frozen, batch):
+        tokens, labels, where, layout = next_token(batch)
+        logits, _ = student.module.apply({"params": params}, tokens, **layout)
+        return language.sums(logits, labels, where, frozen["token_bytes"])
+
+    def export(params, folder):
+        student.save(params, folder, eos=corpus.eos)
+        tokenizer.save(corpus.tokenizer, folder)
+
+    return Recipe(
+        init=lambda key: Variables(student.init(key)),
+        loss=loss,
+        weights={"lm": Schedule(((0.0, 1.0),))},
+        optim_rules=student_groups(decay),
+        sharding_rules=student.sharding,
+        data=lambda split, seed: batches(corpus, split, batch, seed),
+        evaluators={split: Evaluator(split, measure, language.finish) for split in ("validation", "test")},
+        frozen=lambda: {"token_bytes": jnp.asarray(corpus.token_bytes)},
+        export=export,
+        describe=lambda batch: text.describe(batch, corpus),
+        facts={**corpus.facts, "model": student.facts, "parameters": student.parameters},
+    )
+
+
+def next_token(batch) -> tuple:
+    """Rows of length + 1 -> (tokens, labels, where, layout), all [batch, length]. The label of position t is token
+    t + 1; it counts where both are of the same document and neither is padding."""
+    tokens, segments = batch["tokens"], batch["segments"]
+    where = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] > 0) & batch["valid"][:, None]
+    layout = {"segments": segments[:, :-1], "positions": batch["positions"][:, :-1]}
+    return tokens[:, :-1], tokens[:, 1:], where, layout
+
+
+def batches(corpus, split: str, batch: int, seed: int):
+    """Training: shuffled by the seed and endless. Other splits: in order, once, the last batch padded."""
+    training = split == "train"
+    return text.batches(
+        corpus.splits[split], batch=batch, seed=seed, repeat=training, shuffle=training,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )
+
+
+def student_groups(decay: float) -> tuple:
+    """Decay on matrices only: none on biases, normalisations and position embeddings."""
+    matrices = gpt2.DECAY
+    return ((matrices, Group("student", 1.0, decay)), (f"^(?!.*(?:{matrices}))", Group("student_no_decay", 1.0, 0.0)))

@@ -1,0 +1,130 @@
+"""A thin wrapper over orbax v1: state, data position and host memory in one checkpoint; last two and best are kept.
+
+Orbax commits atomically, so a kill leaves the previous checkpoint. What it does not do is notice a flipped bit: each
+checkpoint carries a fingerprint of its arrays and of its memory, and what does not match is refused, aloud.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from jaxdistill import UserError
+from jaxdistill.diagnosis.probes import fingerprint
+from jaxdistill.training.optim import path_name
+
+KEPT = 2  # the last checkpoints; one to go back to when the last is damaged
+HOST = {"sealed": "", "digest": "", "fingerprint": 0}
+
+
+class Damaged(UserError):
+    """A checkpoint that cannot be read, or whose contents do not match their checksum."""
+
+
+class Checkpoints:
+    """Checkpoints of one run in `folder`. minimize: whether a smaller monitored value is a better one."""
+
+    def __init__(self, folder: str | Path, *, minimize: bool = True):
+        policies = ocp.training.preservation_policies
+        self.folder = Path(folder).absolute()
+        self.minimize = minimize
+        self._orbax = ocp.training.Checkpointer(
+            self.folder,
+            preservation_policy=policies.AnyPreservationPolicy([
+                policies.LatestN(KEPT),
+                policies.BestN(n=1, get_metric_fn=lambda metrics: metrics["monitor"], reverse=minimize,
+                               keep_checkpoints_without_metrics=False),
+            ]),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best checkpoint by its monitored value; the earlier of equals."""
+        scored = [(c.metrics["monitor"], c.step) for c in self._orbax.checkpoints if c.metrics]
+        if not scored:
+            return None
+        return (min(scored) if self.minimize else min((-value, step) for value, step in scored))[1]
+
+    def save(self, step: int, state: Any, data: Any, memory: dict, monitor: float | None = None) -> None:
+        """Returns once the state is copied; writing goes on in the background, and `state` may be donated.
+
+        memory: JSON. monitor: the value that decides which checkpoint is the best."""
+        sealed = json.dumps({"memory": memory, "position": data.get_state(), "tree": _signature(state)})
+        host = {"sealed": sealed, "digest": _digest(sealed), "fingerprint": int(fingerprint(state))}
+        self.wait()
+        self._orbax.save_checkpointables_async(
+            step, {"state": state, "data": data, "host": host},
+            metrics=None if monitor is None else {"monitor": monitor},
+        )
+
+    def wait(self) -> None:
+        """Until what is being written is committed; raises what the writing raised."""
+        self._orbax.wait()
+
+    def restore(self, abstract: Any, data: Any, say=print) -> tuple[Any, dict] | None:
+        """The newest undamaged (state, memory), with `data` set to its position; None where there is no checkpoint.
+
+        abstract: the state's shapes, dtypes and shardings (those of another mesh than it was saved on will do)."""
+        steps = self.steps
+        for step in reversed(steps):
+            try:
+                return self.load(step, abstract, data)
+            except Damaged as error:
+                say(str(error))
+        if steps:
+            raise UserError(f"{self.folder}: found {len(steps)} checkpoint(s), all damaged; accepted: an intact one, "
+                            "or no such folder (the run then starts again)")
+        return None
+
+    def load(self, step: int, abstract: Any, data: Any = None) -> tuple[Any, dict]:
+        """(state, memory) of the checkpoint of `step`; `data`, if given, is set to its position."""
+        where = self.folder / str(step)
+        try:
+            host = self._orbax.load_checkpointables(step, {"host": dict(HOST)})["host"]
+            intact = _digest(host["sealed"]) == host["digest"]
+        except Exception as error:  # orbax and tensorstore raise many kinds for what cannot be read
+            raise Damaged(f"{where}: found a checkpoint that cannot be read ({_first_line(error)}); passed over") from None
+        if not intact:
+            raise Damaged(f"{where}: found host memory that does not match its checksum; passed over")
+        sealed = json.loads(host["sealed"])
+        _check_tree(where, sealed["tree"], _signature(abstract))
+        try:
+            wanted = {"state": abstract} | ({} if data is None else {"data": data})
+            state = self._orbax.load_checkpointables(step, wanted)["state"]
+            intact = int(fingerprint(state)) == host["fingerprint"]
+        except Exception as error:
+            raise Damaged(f"{where}: found arrays that cannot be read ({_first_line(error)}); passed over") from None
+        if not intact or (data is not None and data.get_state() != sealed["position"]):
+            raise Damaged(f"{where}: found arrays that do not match their checksum; passed over")
+        return state, sealed["memory"]
+
+    def close(self) -> None:
+        self._orbax.close()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _signature(tree: Any) -> dict:
+    return {path_name(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _check_tree(where: Path, found: dict, wanted: dict) -> None:
+    """One line where orbax would say a page."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise UserError(f"{where}: found {name} {found.get(name, 'missing')}; accepted: {wanted.get(name, 'no such array')}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:160]

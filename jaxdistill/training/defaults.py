@@ -1,0 +1,44 @@
+"""Every key that `training` reads, with its default. A config starts from here and changes what it means to.
+
+Imports nothing heavy: a config must load fast (and on machines where only its text is looked at)."""
+
+from ml_collections import ConfigDict
+
+
+def defaults() -> ConfigDict:
+    config = ConfigDict()
+    config.seeds = (0,)               # each seed is one run of everything that is not run once
+    config.runs = ()                  # names of config.run, in order
+    config.run = ConfigDict()         # name -> recipe, and what this run changes of the rest
+    config.mesh = (-1, 1, 1)          # devices as (data, fsdp, model); -1: all that are left
+    config.monitor = "validation/bits_per_byte"  # decides which checkpoint is the best
+    config.minimize = True            # whether a smaller monitored value is better
+    config.headline = ""              # the run that the others are compared with, by seed
+    config.tensorboard = False        # event files too (needs the extra `tensorboard`)
+    config.cache = ""                 # where finished runs that say `cached` are kept; "": $XDG_CACHE_HOME/jaxdistill
+
+    config.train = ConfigDict(dict(
+        steps=400,                    # updates
+        batch=16,                     # examples an update, over all devices
+        micro=1,                      # micro-batches an update: same update, less memory
+        lr=1e-3,
+        warmup=0.05,                  # share of the updates in which the rate rises linearly from 0
+        final_lr=0.0,                 # the cosine ends at this share of lr
+        ema=0.0,                      # decay of the moving average that is deployed; 0: the parameters themselves
+        eval_every=100,               # updates between evaluations (each is followed by a checkpoint)
+        checkpoint_every=100,         # updates between checkpoints
+        log_every=1,                  # updates between lines of metrics.jsonl
+    ))
+    config.optimizer = ConfigDict(dict(
+        name="adamw",                 # adamw | sgd
+        b1=0.9, b2=0.95, eps=1e-8,
+        momentum=0.9,                 # sgd only
+        weight_decay=0.01,            # decoupled; on matrices only
+        clip=1.0,                     # global gradient norm, before the groups; 0: off
+    ))
+    config.gates = ConfigDict(dict(
+        non_finite=5,                 # non-finite updates in a row that stop the run
+        zero_gradient=10,             # applied updates after which a reached parameter must have had a gradient; 0: off
+        ledger_gap=1e-4,              # relative gap between the loss and the sum of its terms
+    ))
+    return config

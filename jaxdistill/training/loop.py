@@ -1,0 +1,310 @@
+"""run: an ordered list of runs, each finished, resumed or trained. train: one run.
+
+The order inside a run is written down in `_steps`, where it happens.
+"""
+
+import contextlib
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxdistill import UserError
+from jaxdistill.diagnosis.probes import fingerprint
+from jaxdistill.recipe import Variables
+from jaxdistill.training import optim, plan, results, sharding, store
+from jaxdistill.training.checkpoint import Checkpoints
+from jaxdistill.training.metrics import Lines, TensorBoard, Terminal, record, write_json
+from jaxdistill.training.prepare import Built, Prepared, build, compile_step, evaluate, export, prepare
+from jaxdistill.training.state import deployed
+
+
+SICK = "sick: "  # begins the stop reason that a gate leaves in the checkpoint
+
+
+class Interrupted(Exception):
+    """SIGTERM (code 75: unfinished, resumable) or SIGINT (130); everything done so far is saved."""
+
+    def __init__(self, code: int, where: Path):
+        super().__init__(f"interrupted; saved in {where}. The same command goes on from here")
+        self.code = code
+
+
+class Sick(Exception):
+    """A gate stopped the run: going on would be waste. The message is the finding."""
+
+    code = 1
+
+
+def run(config: Any, workdir: str | Path, *, quiet: bool = False) -> dict:
+    """Runs a job: every run of `config.runs`, for every seed, in `workdir`; returns what results.json holds.
+
+    Runs that are finished there are kept, one that was interrupted goes on, bit-exactly. A workdir of another
+    config is refused with the keys in which it differs. config: a ConfigDict that started from
+    jaxdistill.training.defaults. Raises UserError, Interrupted or Sick, each with one line to show."""
+    workdir = store.claim(Path(workdir), config)
+    with _Signals() as signals:
+        with tempfile.TemporaryDirectory() as scratch:
+            check(config, Path(scratch))
+        mesh = sharding.make_mesh(plan.as_dict(config)["mesh"])
+        rows: list[dict] = []
+        done: dict[str, dict] = {}
+        filled: dict[str, tuple[str, str]] = {}  # config key -> (folder, the run it came from)
+        for one in plan.expand(config):
+            folder = workdir / "runs" / one.id
+            fill(one, filled)
+            pace(one, done)
+            built = build(one)
+            want = plan.identity(one, built.recipe.facts)
+            result = store.finished(folder, want)
+            if result is None and one.spec["cached"]:
+                result = store.from_cache(folder, want, config)
+            if result is None:
+                result = train(built, mesh, folder, want, signals, quiet=quiet)
+                if one.spec["cached"]:
+                    store.to_cache(folder, want, config)
+            if one.spec["fills"]:
+                filled.setdefault(one.spec["fills"], (str(folder / "export"), one.id))
+            done[one.id] = result
+            rows.append(result["row"])
+            results.publish(workdir, rows, config)
+            sharding.barrier(one.id)
+        return results.publish(workdir, rows, config)
+
+
+def check(config: Any, scratch: Path) -> list[Built]:
+    """Builds every run that the config defines, before any of them trains; keys that nothing reads are an error.
+
+    What a later run takes from an earlier one is stood in for by an untrained export in `scratch`."""
+    runs = plan.expand(config, everything=True)
+    built, filled = [], {}
+    for one in runs:
+        fill(one, filled)
+        built.append(build(one))
+        key = one.spec["fills"]
+        if key and not one.get(key):
+            recipe, folder = built[-1].recipe, scratch / one.name
+            recipe.export(jax.device_get(recipe.init(jax.random.key(0)).params), folder)
+            filled[key] = (str(folder), one.id)
+    unread = plan.unread(config, runs)
+    if unread:
+        raise UserError(f"config key {unread[0]}: nothing reads it" + (f" (nor {', '.join(unread[1:])})" if unread[1:] else "")
+                        + "; accepted: keys that a run of this config uses")
+    return built
+
+
+def fill(one: plan.Run, filled: dict) -> None:
+    """Puts the folders exported by earlier runs into the keys that wait for them."""
+    for key, (folder, origin) in filled.items():
+        if one.get(key) == "":
+            one.set(key, folder)
+            one.filled[key] = f"runs/{origin}"
+
+
+def pace(one: plan.Run, done: dict) -> None:
+    """The updates of a run that trains for the same seconds as another: from two finished results, so that a
+    resumed job counts the same."""
+    spec = one.spec
+    if not (spec["seconds_of"] or spec["pace_of"]):
+        return
+    for key in ("seconds_of", "pace_of"):
+        if f"{spec[key]}-{one.seed}" not in done:
+            raise UserError(f"config key run.{one.name}.{key}: found {spec[key]!r}; accepted: a run that comes earlier in runs")
+    time_of, pace_of = (done[f"{spec[key]}-{one.seed}"]["row"] for key in ("seconds_of", "pace_of"))
+    if pace_of["steps"]:
+        one.set("train.steps", max(1, round(time_of["seconds"] * pace_of["steps"] / pace_of["seconds"])))
+
+
+def train(built: Built, mesh, folder: Path, want: dict, signals: "_Signals", *, quiet: bool) -> dict:
+    """One run in `folder`, from its last checkpoint if it has one; returns and writes its result."""
+    writer = jax.process_index() == 0
+    ready = prepare(built, mesh)
+    steps = built.train.steps
+    store.begin(folder, built, ready, want)
+    checkpoints = Checkpoints(folder / "checkpoints", minimize=built.minimize)
+    terminal = Terminal(built.run.id, steps, quiet=quiet or not writer)
+    jitted: dict = {}
+    try:
+        data = built.recipe.data("train", built.run.seed) if steps else None
+        memory = {"gates": ready.gates.start(), "recipe": built.recipe.memory, "seconds": 0.0, "stop": "",
+                  "validation": {}, "frozen": _frozen_print(ready, ready.state)}
+        state, ready.state = ready.state, None
+        restored = checkpoints.restore(ready.abstract, data, terminal.say) if steps else None
+        if restored is not None:
+            state, memory = restored
+            terminal.say(f"{built.run.id}: goes on from update {int(state.step)}")
+        elif steps and built.recipe.calibrate:
+            state = _calibrated(ready, state)
+        if memory["stop"].startswith(SICK):
+            raise Sick(f"{built.run.id} stopped: {memory['stop'].removeprefix(SICK)}")
+        if steps and not memory["stop"]:
+            state = _steps(ready, state, data, memory, checkpoints, folder, terminal, signals, jitted)
+        row = _row(ready, state, memory, checkpoints, jitted)
+        export(ready, deployed(state), folder / "export")
+    finally:
+        terminal.close()
+        checkpoints.close()
+    result = {"row": row, "identity": want, "export": store.folder_digest(folder / "export")}
+    if writer:
+        write_json(folder / "result.json", result)
+    sharding.barrier(f"result of {built.run.id}")
+    return store.finished(folder, want)
+
+
+def _steps(ready: Prepared, state, data, memory: dict, checkpoints, folder: Path, terminal, signals, jitted: dict):
+    """The loop. For each update N:
+
+    dispatch N -> fetch the metrics of N-1 -> gates on N-1 -> evaluation when due -> react -> checkpoint when due ->
+    next batch. Where an evaluation or a checkpoint is due, N's own metrics are fetched first: what is saved and
+    judged is the run as it is now."""
+    config, built = ready.built.train, ready.built
+    at = int(state.step)
+    writer = jax.process_index() == 0
+    lines = Lines(folder / "metrics.jsonl", step=at) if writer else None
+    board = TensorBoard(folder / "tensorboard", at) if writer and built.tensorboard else None
+    batch = ready.place(next(data)) if at < config.steps else None
+    if batch is not None:
+        with terminal.status("compiling"):
+            step, gates = compile_step(ready, batch)
+    terminal.begin(at)
+    pending, saved = None, at
+    since = time.monotonic()
+
+    def take(pending) -> None:
+        """Metrics of one update, fetched: the ledger's line, then the gates."""
+        number, metrics = pending
+        metrics = jax.device_get(metrics)
+        memory["gates"], findings = gates.check(memory["gates"], number, metrics)
+        line = record(number, metrics)
+        if writer and (number % config.log_every == 0 or findings or number == config.steps):
+            lines.write(line | ({"findings": [f._asdict() for f in findings]} if findings else {}))
+            if board:
+                board.write(line)
+        terminal.update(line)
+        for finding in findings:
+            terminal.say(f"{built.run.id}: {finding.severity}: {finding}")
+            if finding.severity == "error":
+                memory["stop"] = memory["stop"] or f"{SICK}{finding}"
+
+    try:
+        while at < config.steps and not memory["stop"]:
+            state, metrics = step(state, ready.frozen, batch)
+            at += 1
+            if pending:
+                take(pending)
+            pending = (at, metrics)
+            last = at == config.steps
+            code = signals.code(at)
+            due = last or at % config.eval_every == 0
+            if due or code or memory["stop"] or at % config.checkpoint_every == 0:
+                take(pending)  # waits until update N is done
+                pending = None
+                memory["seconds"] += time.monotonic() - since
+                monitored = None
+                if due and not memory["stop"]:
+                    monitored, state = _evaluate(ready, state, memory, folder, at, terminal, jitted, lines)
+                checkpoints.save(at, state, data, memory, monitored)
+                saved = at
+                if code:
+                    checkpoints.wait()
+                    raise Interrupted(code, folder.parent.parent)
+                since = time.monotonic()
+            if not last:
+                batch = ready.place(next(data))
+    finally:
+        if lines:
+            lines.close()
+        if board:
+            board.close()
+    checkpoints.wait()
+    assert saved == at, "the last update is always saved"
+    if memory["stop"].startswith(SICK):
+        raise Sick(f"{built.run.id} stopped: {memory['stop'].removeprefix(SICK)}")
+    return state
+
+
+def _evaluate(ready: Prepared, state, memory: dict, folder: Path, at: int, terminal, jitted: dict, lines):
+    """Validation, then `react`. Returns the monitored value and the state with react's controls."""
+    built = ready.built
+    if _frozen_print(ready, state) != memory["frozen"]:
+        memory["stop"] = f"{SICK}frozen_moved: a frozen parameter or a teacher is no longer what it was at the start"
+        return None, state
+    found = evaluate(ready, deployed(state), state.extra, test=False, cache=jitted)
+    memory["validation"] = found
+    if lines:
+        lines.write({"step": at, "evaluation": found})
+    terminal.say(f"{built.run.id:<24} {at:>6}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+    if found and built.monitor not in found:
+        raise UserError(f"config key monitor: found {built.monitor!r}; accepted: {', '.join(found)}")
+    if built.recipe.react:
+        memory["recipe"], controls, stop = built.recipe.react(memory["recipe"], at, found)
+        state = state.replace(controls={
+            name: jax.device_put(jax.numpy.asarray(controls.get(name, old), old.dtype), old.sharding)
+            for name, old in state.controls.items()
+        })
+        memory["stop"] = stop or ""
+    return found.get(built.monitor), state
+
+
+def _row(ready: Prepared, state, memory: dict, checkpoints: Checkpoints, jitted: dict) -> dict:
+    """One line of the table: the test split, measured on the last and on the best parameters."""
+    built = ready.built
+    last = _bare(evaluate(ready, deployed(state), state.extra, test=True, cache=jitted))
+    best = {"step": int(state.step), **last}
+    if checkpoints.best not in (None, int(state.step)):
+        saved, _ = checkpoints.load(checkpoints.best, ready.abstract)
+        best = {"step": checkpoints.best, **_bare(evaluate(ready, deployed(saved), saved.extra, test=True, cache=jitted))}
+    return {
+        "name": built.run.name, "seed": built.run.seed, **last, "best": best, "validation": memory["validation"],
+        "steps": int(state.step), "skipped": int(state.skipped), "seconds": memory["seconds"], "stop": memory["stop"],
+        "parameters": built.recipe.facts.get("parameters", sum(x.size for x in jax.tree.leaves(state.params))),
+    }
+
+
+def _bare(found: dict) -> dict:
+    return {name.split("/", 1)[1]: value for name, value in found.items()}
+
+
+def _calibrated(ready: Prepared, state):
+    batches = ready.built.recipe.data("train", ready.built.run.seed)
+    variables = ready.built.recipe.calibrate(Variables(state.params, state.extra), ready.frozen, batches)
+    places = jax.tree.map(lambda x: x.sharding, Variables(state.params, state.extra))
+    variables = sharding.put(variables, places)
+    return state.replace(params=variables.params, extra=variables.extra)
+
+
+def _frozen_print(ready: Prepared, state) -> int:
+    """Of every bit that must not change: teachers, constants, frozen parameters."""
+    return int(fingerprint((ready.frozen, optim.cut(state.params, ready.groups, frozen=True))))
+
+
+class _Signals(contextlib.AbstractContextManager):
+    """SIGTERM and SIGINT ask for a stop after the update in flight; a second one of the same kind acts at once."""
+
+    CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+
+    def __init__(self):
+        self._code, self._old = 0, {}
+
+    def __enter__(self):
+        with contextlib.suppress(ValueError):  # not in the main thread: the caller's handlers stay
+            for one in self.CODES:
+                self._old[one] = signal.signal(one, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        for one, handler in self._old.items():
+            signal.signal(one, handler)
+
+    def _ask(self, number, frame):
+        self._code = self.CODES[number]
+        signal.signal(number, self._old[number])
+
+    def code(self, step: int) -> int:
+        """The exit code asked for, or 0; processes agree on it every tenth step."""
+        if jax.process_count() == 1:
+            return self._code
+        return sharding.agree(self._code) if step % 10 == 0 else 0

@@ -1,0 +1,206 @@
+"""The plan of a job: its config, read under watch, as an ordered list of runs, each with an identity.
+
+`config.runs` names the runs in order; `config.run.NAME` says what each of them is and what it changes of the rest:
+    recipe        file of jaxdistill/recipes, or a dotted path
+    once          one run for all seeds (a teacher), not one a seed
+    cached        keep the finished run by content, for any later job that wants the same one
+    fills, given  the key of later runs that this run's exported folder fills; where the user has set that key already,
+                  `given` is the key of this run that takes the user's folder, which is then measured and not trained
+    seconds_of, pace_of   train for as many seconds as the first took, at the seconds an update of the second
+Everything else in it overrides the config's key of that name, for that run.
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxdistill import UserError
+
+RUN_KEYS = {"recipe": "", "once": False, "cached": False, "fills": "", "given": "", "seconds_of": "", "pace_of": ""}
+JOB_KEYS = ("seeds", "runs", "run", "cache", "mesh", "headline")  # of the job, not of a run: no part of any run's identity
+
+
+class Watched:
+    """A read-only view of a config that remembers which keys were read. Missing keys are one clear error."""
+
+    def __init__(self, values: dict, origin: dict, read: set, path: str = ""):
+        self._values, self._origin, self._read, self._path = values, origin, read, path
+
+    def __getitem__(self, name: str) -> Any:
+        where = f"{self._path}{name}"
+        if name not in self._values:
+            raise UserError(f"config key {where}: missing; accepted here: {', '.join(sorted(self._values))}")
+        value = self._values[name]
+        if isinstance(value, dict):
+            return Watched(value, self._origin, self._read, f"{where}.")
+        self._read.add(self._origin.get(where, where))
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def keys(self):
+        return self._values.keys()  # with __getitem__, this makes **section work
+
+    def build(self, kind: type) -> Any:
+        """This section as a dataclass `kind`: every field must be a key and every key a field, of its type."""
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        section = self._path.rstrip(".")
+        for name in self.keys() - fields.keys():
+            raise UserError(f"config key {self._path}{name}: found in {section}, which has no such key; "
+                            f"accepted: {', '.join(fields)}")
+        given = {name: self[name] for name in self.keys()}
+        for name, value in given.items():
+            check_type(f"{self._path}{name}", value, fields[name].type)
+        missing = [n for n, f in fields.items() if n not in given and f.default is dataclasses.MISSING]
+        if missing:
+            raise UserError(f"config key {self._path}{missing[0]}: missing; accepted: {', '.join(fields)}")
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+def check_type(key: str, value: Any, kind: Any) -> None:
+    """One line where `value` is not of `kind` (int, float, str, bool or tuple; an int is a float too)."""
+    kinds = {int: (int,), float: (int, float), str: (str,), bool: (bool,), tuple: (tuple, list)}
+    allowed = kinds.get(kind)
+    if allowed and (not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool)):
+        raise UserError(f"config key {key}: found {value!r} ({type(value).__name__}); accepted: {kind.__name__}")
+
+
+@dataclasses.dataclass
+class Run:
+    """One run of a job: `values` is its effective config as a nested dict, `origin` maps each of its keys to the
+    key the user would change."""
+
+    name: str
+    seed: int
+    spec: dict
+    values: dict
+    origin: dict
+    read: set
+    filled: dict = dataclasses.field(default_factory=dict)  # key -> the earlier run whose folder it was given
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}-{self.seed}"
+
+    @property
+    def config(self) -> Watched:
+        return Watched(self.values, self.origin, self.read)
+
+    def get(self, key: str) -> Any:
+        node = self.values
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    def set(self, key: str, value: Any) -> None:
+        *parents, last = key.split(".")
+        node = self.values
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = value
+
+
+def as_dict(config: Any) -> dict:
+    return config.to_dict() if isinstance(config, ConfigDict) else config
+
+
+def leaves(tree: dict, path: str = "") -> dict[str, Any]:
+    """Nested dict -> {'a.b.c': value}."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= leaves(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value}
+    return flat
+
+
+def expand(config: Any, *, everything: bool = False) -> list[Run]:
+    """The runs of a job, in order: those `once` first come first, the others for each seed.
+
+    everything: all runs that are defined, each once with the first seed, in the order of `runs` and then by name."""
+    config = as_dict(config)
+    for key in ("runs", "run", "seeds"):
+        if key not in config:
+            raise UserError(f"config key {key}: missing; accepted: a config that starts from jaxdistill.training.defaults")
+    names, seeds = list(config["runs"]), list(config["seeds"])
+    if not seeds or any(not isinstance(seed, int) or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"config key seeds: found {tuple(seeds)}; accepted: different whole numbers, as in (0, 1, 2)")
+    for name in names:
+        if name not in config["run"]:
+            raise UserError(f"config key runs: found {name!r}; accepted: {', '.join(config['run'])}")
+    if not names:
+        raise UserError(f"config key runs: found (); accepted: some of {', '.join(config['run'])}")
+    if everything:
+        names, seeds = names + [name for name in config["run"] if name not in names], seeds[:1]
+    runs = []
+    for index, seed in enumerate(seeds):
+        for name in names:
+            if index == 0 or not config["run"][name].get("once"):
+                runs.append(_effective(config, name, seed))
+    return runs
+
+
+def _effective(config: dict, name: str, seed: int) -> Run:
+    chosen = config["run"][name]
+    spec = RUN_KEYS | {key: value for key, value in chosen.items() if key in RUN_KEYS}
+    for key, value in spec.items():
+        check_type(f"run.{name}.{key}", value, type(RUN_KEYS[key]))
+    if not spec["recipe"]:
+        raise UserError(f"config key run.{name}.recipe: missing; accepted: a recipe's name or dotted path")
+    overrides = {key: value for key, value in chosen.items() if key not in RUN_KEYS}
+    base = {key: value for key, value in config.items() if key not in JOB_KEYS}
+    values = _merge(base, overrides) | {"seed": seed}
+    origin = {key: f"run.{name}.{key}" for key in leaves(overrides)} | {"seed": "seeds"}
+    run = Run(name, seed, spec, values, origin, set())
+    if spec["fills"] and run.get(spec["fills"]):  # the user's own folder: measured, not trained
+        run.set(spec["given"], run.get(spec["fills"]))
+        run.set("train.steps", 0)
+    return run
+
+
+def _merge(base: dict, over: dict) -> dict:
+    merged = {name: _merge(value, {}) if isinstance(value, dict) else value for name, value in base.items()}
+    for name, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name, {}), dict)
+        merged[name] = _merge(merged.get(name, {}), value) if both else value
+    return merged
+
+
+def unread(config: Any, runs: list[Run]) -> list[str]:
+    """Keys of the config that no run read."""
+    config = as_dict(config)
+    known = {f"run.{name}.{key}" for name in config["run"] for key in RUN_KEYS} | set(JOB_KEYS)
+    read = set().union(*(run.read for run in runs))
+    return sorted(key for key in leaves(config) if key not in read and key not in known)
+
+
+def identity(run: Run, facts: dict) -> dict:
+    """What the run is made from: every value of its config, its seed, the facts of its recipe (content hashes)."""
+    return json.loads(json.dumps({"recipe": run.spec["recipe"], "config": leaves(run.values) | run.filled, "facts": facts}))
+
+
+def difference(found: dict, wanted: dict, path: str = "") -> list[str]:
+    """The keys in which two identities differ, each with both values."""
+    names = []
+    for key in sorted(found.keys() | wanted.keys()):
+        a, b = found.get(key, "missing"), wanted.get(key, "missing")
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += difference(a, b, f"{path}{key}.")
+        elif a != b:
+            names.append(f"{path}{key} (there {_short(a)}, now {_short(b)})")
+    return names
+
+
+def _short(value: Any) -> str:
+    return text if len(text := str(value)) <= 40 else text[:37] + "..."
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

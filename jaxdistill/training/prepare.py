@@ -1,0 +1,192 @@
+"""One run made ready: mesh -> recipe -> variables -> groups -> state in its shardings -> compiled step."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill import UserError
+from jaxdistill.diagnosis.gates import Gates
+from jaxdistill.diagnosis.reach import reach
+from jaxdistill.recipe import Recipe, load
+from jaxdistill.training import objective, optim, sharding, state
+from jaxdistill.training.plan import Run, Watched
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The section `train`."""
+
+    steps: int
+    batch: int
+    micro: int
+    lr: float
+    warmup: float
+    final_lr: float
+    ema: float
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+
+    def __post_init__(self):
+        for key in ("batch", "micro", "eval_every", "checkpoint_every", "log_every"):
+            if getattr(self, key) < 1:
+                raise UserError(f"config key train.{key}: found {getattr(self, key)}; accepted: 1 or more")
+        if self.steps < 0:
+            raise UserError(f"config key train.steps: found {self.steps}; accepted: 0 or more")
+        if self.lr < 0:
+            raise UserError(f"config key train.lr: found {self.lr}; accepted: 0 or more")
+        for key in ("warmup", "final_lr", "ema"):
+            if not 0 <= getattr(self, key) < (1 + (key == "final_lr")):
+                raise UserError(f"config key train.{key}: found {getattr(self, key)}; accepted: a share from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The section `optimizer`."""
+
+    name: str
+    b1: float
+    b2: float
+    eps: float
+    momentum: float
+    weight_decay: float  # read by the recipes, whose groups carry it
+    clip: float
+
+
+@dataclasses.dataclass(frozen=True)
+class GatesConfig:
+    """The section `gates`."""
+
+    non_finite: int
+    zero_gradient: int
+    ledger_gap: float
+
+
+@dataclasses.dataclass
+class Built:
+    """A run's recipe and the sections of its config that the loop itself reads. Nothing on a device yet."""
+
+    run: Run
+    recipe: Recipe
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    gates: GatesConfig
+    monitor: str
+    minimize: bool
+    tensorboard: bool
+
+
+def build(run: Run) -> Built:
+    """Reads every key that the run will ever read, so that a key that nothing reads shows before any work."""
+    config: Watched = run.config
+    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise UserError("config key tensorboard: found True without tensorboardX; accepted: False, or pip install jaxdistill[tensorboard]")
+    train = config.train.build(TrainConfig)
+    return Built(
+        run=run, train=train, optimizer=config.optimizer.build(OptimizerConfig), gates=config.gates.build(GatesConfig),
+        monitor=config.monitor, minimize=config.minimize, tensorboard=config.tensorboard,
+        recipe=load(run.spec["recipe"])(config),
+    )
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A run ready to step. `state` is the fresh one (None once it is in use); `abstract` is its shapes with shardings."""
+
+    built: Built
+    mesh: Any
+    state: state.TrainState | None
+    abstract: state.TrainState
+    frozen: dict
+    groups: Any
+    step: Any
+    batch_place: Any
+    gates: Gates
+
+    def place(self, batch: dict) -> dict:
+        return sharding.global_batch(batch, self.batch_place)
+
+
+def prepare(built: Built, mesh, *, dry: bool = False) -> Prepared:
+    """dry: shapes only, nothing is allocated (state is None and frozen holds shapes)."""
+    recipe, train = built.recipe, built.train
+    sharding.check_batch(train.batch, train.micro, mesh)
+    root = jax.random.key(built.run.seed)
+    place = lambda tree: sharding.shardings(tree, recipe.sharding_rules, mesh)  # noqa: E731
+    shapes = jax.eval_shape(recipe.init, root)
+    groups = optim.group_tree(shapes.params, recipe.optim_rules)
+    tx = optim.optimizer(built.optimizer, groups)
+    begin = lambda variables, key: state.fresh(variables, groups, tx, recipe.controls, key, ema=train.ema > 0)  # noqa: E731
+    places = place(jax.eval_shape(begin, shapes, root))
+    if dry:
+        fresh, frozen = None, jax.eval_shape(recipe.frozen)
+        frozen = _shaped(frozen, place(frozen))
+        abstract = _shaped(jax.eval_shape(begin, shapes, root), places)
+    else:
+        variables = recipe.init(jax.random.fold_in(root, 0))
+        variables = sharding.put(variables, place(variables))
+        fresh = sharding.settle(begin(variables, jax.random.fold_in(root, 1)), places)
+        frozen = recipe.frozen()
+        frozen = sharding.put(frozen, place(frozen))
+        abstract = _shaped(fresh, places)
+
+    lr = objective.learning_rate(train.lr, train.warmup, train.final_lr, train.steps)
+    step = state.make_train_step(recipe, groups, tx, lr, micro=train.micro, ema=train.ema)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicate(mesh)))
+    names = tuple(optim.path_name(path) for path, _ in jax.tree.leaves_with_path(optim.cut(shapes.params, groups)))
+    gates = Gates(names, (), built.gates.zero_gradient, built.gates.non_finite, built.gates.ledger_gap)
+    return Prepared(built, mesh, fresh, abstract, frozen, groups, step, sharding.batch_sharding(mesh), gates)
+
+
+def _shaped(tree, places):
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+
+
+def compile_step(ready: Prepared, batch: dict):
+    """(the compiled step, the gates that know which term reaches which parameter). `batch`: one global batch."""
+    recipe = ready.built.recipe
+    gradients = state.make_gradients(recipe, ready.groups, ready.built.train.micro)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    weights = {name: scalar for name, schedule in recipe.weights.items() if not schedule.off}
+    knobs = {name: scalar for name in recipe.knobs}
+    s = ready.abstract
+    reached = reach(
+        lambda weights, *rest: gradients(*rest[:4], weights, *rest[4:])[0],
+        weights, s.params, s.extra, ready.frozen, batch, knobs, s.rng,
+    )
+    return ready.step.lower(s, ready.frozen, batch).compile(), ready.gates._replace(reach=tuple(reached))
+
+
+def evaluate(ready: Prepared, params, extra, *, test: bool, cache: dict) -> dict[str, float]:
+    """Every evaluator of the test split (test=True), or of all other splits: {'evaluator/metric': value}.
+
+    params: the deployed student's. cache: jitted measures, kept between calls. Sees no loss weight and no step."""
+    found = {}
+    for name, evaluator in ready.built.recipe.evaluators.items():
+        if (evaluator.split == "test") != test:
+            continue
+        if evaluator.measure not in cache:
+            cache[evaluator.measure] = jax.jit(
+                state.make_eval_step(ready.built.recipe, evaluator), out_shardings=sharding.replicate(ready.mesh)
+            )
+        rows = [
+            jax.device_get(cache[evaluator.measure](params, extra, ready.frozen, ready.place(batch)))
+            for batch in ready.built.recipe.data(evaluator.split, 0)
+        ]
+        stacked = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        found |= {f"{name}/{key}": float(value) for key, value in evaluator.finish(stacked).items()}
+    return found
+
+
+def export(ready: Prepared, params, folder: Path) -> None:
+    """The deployed student in `folder`, written by one process."""
+    if ready.built.recipe.export is None:
+        return
+    host = sharding.to_host(params)
+    if jax.process_index() == 0:
+        ready.built.recipe.export(host, folder)

@@ -1,0 +1,57 @@
+"""results.json: a row a run, and paired differences by seed with a 95 % interval."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import stats
+
+from jaxdistill.training import plan
+from jaxdistill.training.metrics import plain_json, write_json
+
+
+def paired(rows: list[dict], headline: str, metric: str) -> list[dict]:
+    """`headline` minus each other run of the same seed, in `metric`: on the last parameters of both, and against
+    the other's best ones. interval: Student's t over the seeds, 95 %, None below two seeds."""
+    of = {(row["name"], row["seed"]): row for row in rows}
+    seeds = sorted(seed for name, seed in of if name == headline)
+    found = []
+    for other in dict.fromkeys(row["name"] for row in rows if row["name"] != headline):
+        for which in ("last", "best"):
+            differences = []
+            for seed in seeds:
+                row = of.get((other, seed))
+                value = row and (row["best"] if which == "best" else row).get(metric)
+                if value is not None:
+                    differences.append(of[headline, seed][metric] - value)
+            if not differences or (which == "best" and all(_best_is_last(of.get((other, s))) for s in seeds)):
+                continue
+            found.append({"a": headline, "b": other, "b_parameters": which, "metric": metric, **interval(differences)})
+    return found
+
+
+def interval(differences: list[float]) -> dict:
+    """mean, 95 % interval (None below two values), n."""
+    n, mean = len(differences), float(np.mean(differences))
+    if n < 2:
+        return {"mean": mean, "interval": None, "n": n}
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / np.sqrt(n))
+    return {"mean": mean, "interval": [mean - half, mean + half], "n": n}
+
+
+def _best_is_last(row: dict | None) -> bool:
+    return row is None or row["best"]["step"] == row["steps"]
+
+
+def publish(workdir: Path, rows: list[dict], config: Any) -> dict:
+    """Writes results.json from the rows so far; returns what it holds."""
+    config = plan.as_dict(config)
+    metric = config["monitor"].split("/", 1)[-1]
+    results = plain_json({
+        "metric": metric, "minimize": config["minimize"], "rows": rows,
+        "paired": paired(rows, config["headline"], metric) if config["headline"] else [],
+    })
+    if jax.process_index() == 0:
+        write_json(workdir / "results.json", results)
+    return results

@@ -1,0 +1,111 @@
+"""The mesh, and regex rules -> NamedSharding."""
+
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxdistill import UserError
+from jaxdistill.training.optim import path_name
+
+AXES = ("data", "fsdp", "model")
+BATCH = PartitionSpec(("data", "fsdp"))  # examples are split over both: fsdp shards the parameters beside the data
+
+
+def make_mesh(shape: tuple[int, int, int]) -> Mesh:
+    """(data, fsdp, model) over the devices of all processes; one entry may be -1 (whatever is left). A smaller product
+    takes the first devices."""
+    devices = jax.device_count()
+    shape = tuple(shape)
+    if len(shape) != 3 or any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
+        raise UserError(f"mesh: found {shape}; accepted: (data, fsdp, model), at most one of them -1")
+    known = math.prod(size for size in shape if size > 0)
+    if -1 in shape and devices % known == 0:
+        shape = tuple(devices // known if size == -1 else size for size in shape)
+    used = math.prod(shape)
+    if not 0 < used <= devices or (used < devices and jax.process_count() > 1):
+        raise UserError(f"mesh: found {shape} on {devices} device(s); accepted: sizes whose product is {devices}")
+    # Auto on every axis: the default (Explicit) breaks Linen's Embed.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:used])
+
+
+def shardings(tree: Any, rules: tuple[tuple[str, PartitionSpec], ...], mesh: Mesh) -> Any:
+    """A tree like `tree` (parameters, moments, EMA, a whole state) with the NamedSharding of each leaf: the first
+    rule whose regex is found in the leaf's path, else replicated."""
+
+    def place(path, leaf):
+        name = path_name(path)
+        spec = next((spec for regex, spec in rules if re.search(regex, name)), PartitionSpec())
+        shape = getattr(leaf, "shape", ())
+        for axis, names in enumerate(spec):
+            parts = math.prod(mesh.shape[one] for one in ((names,) if isinstance(names, str) else names or ()))
+            if axis >= len(shape) or shape[axis] % parts:
+                raise UserError(
+                    f"mesh: found {tuple(mesh.shape.values())}, which cuts axis {axis} of {name} {shape} into {parts}; "
+                    "accepted: fsdp and model sizes that divide the widths"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree.map_with_path(place, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, BATCH)
+
+
+def check_batch(batch: int, micro: int, mesh: Mesh) -> None:
+    """The batch must divide by micro-batches x data shards x processes."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if micro < 1 or batch < 1 or batch % (micro * shards):
+        raise UserError(
+            f"train.batch: found {batch} with train.micro {micro} and {shards} data shard(s); "
+            f"accepted: a multiple of {max(micro, 1) * shards}"
+        )
+
+
+def replicate(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, places: Any) -> Any:
+    """Copies every leaf into its sharding. The copy is real, never an alias: donated state must own its
+    memory, and device_put may alias also where it is told not to."""
+    placed = jax.tree.map(jax.device_put, tree, places)
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places)(placed)
+
+
+def settle(tree: Any, places: Any) -> Any:
+    """Moves the leaves that do not lie in their sharding yet (scalars, mostly); the others stay as they are."""
+    return jax.tree.map(
+        lambda leaf, place: leaf if leaf.sharding.is_equivalent_to(place, leaf.ndim) else jax.device_put(leaf, place),
+        tree, places,
+    )
+
+
+def to_host(tree: Any) -> Any:
+    """Whole arrays as numpy, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def global_batch(batch: dict, sharding: NamedSharding) -> dict:
+    """This process's slice of a batch (numpy) -> arrays over the whole mesh."""
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def barrier(name: str) -> None:
+    """Waits for all processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def agree(value: int) -> int:
+    """The largest of all processes' values."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(jnp.asarray(value)).max())

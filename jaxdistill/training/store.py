@@ -1,0 +1,148 @@
+"""The workdir and the cache: what is claimed, begun, finished, and found again by content."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxdistill import UserError, __version__
+from jaxdistill.training import manifest, plan
+from jaxdistill.training.metrics import plain_json, write_json
+
+
+def claim(workdir: Path, config: Any) -> Path:
+    """Makes `workdir` this job's: writable, and holding nothing, or a job of the same config."""
+    wanted = _plain({key: value for key, value in plan.as_dict(config).items() if key not in ("mesh", "cache")})
+    workdir = workdir.absolute()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir {workdir}: {error.strerror}; accepted: a folder that can be written") from None
+    path = workdir / "config.json"
+    if path.exists():
+        found = _read(path)
+        keys = plan.difference(found, wanted)
+        if keys:
+            raise UserError(f"workdir {workdir}: found a job of another config, differing in {'; '.join(keys[:8])}; "
+                            "accepted: the same config, or another --workdir")
+    elif any(workdir.iterdir()):
+        raise UserError(f"workdir {workdir}: found other files and no config.json; accepted: an empty folder or a job's own")
+    if jax.process_index() == 0 and not path.exists():
+        try:
+            write_json(path, wanted)
+        except OSError as error:
+            raise UserError(f"workdir {workdir}: {error.strerror}; accepted: a folder that can be written") from None
+    return workdir
+
+
+def begin(folder: Path, built, ready, want: dict) -> None:
+    """The run's own folder, with its config and manifest; one that was begun as another run is refused."""
+    path = folder / "identity.json"
+    if path.exists():
+        _same(folder, _read(path), want)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, want)
+        write_json(folder / "config.json", built.run.values)
+        write_json(folder / "manifest.json", manifest.describe(built, ready))
+
+
+def finished(folder: Path, want: dict) -> dict | None:
+    """The result of a finished run in `folder`, or None; one made from anything else is an error."""
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    result = _read(path)
+    _same(folder, result.get("identity", {}), want)
+    if folder_digest(folder / "export") != result.get("export"):
+        raise UserError(f"{folder / 'export'}: found contents that do not match result.json; accepted: the folder as the "
+                        "run exported it (delete the run's folder to train it again)")
+    return result
+
+
+def _same(folder: Path, found: dict, want: dict) -> None:
+    keys = plan.difference(found, want)
+    if keys:
+        raise UserError(f"{folder}: found a run made from something else: {'; '.join(keys[:8])}; "
+                        "accepted: the same config, data and teacher, or another --workdir")
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and contents of a folder's files."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.glob("**/*")) if folder.is_dir() else ():
+        if path.is_file():
+            whole.update(f"{path.relative_to(folder)}\0".encode())
+            with path.open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
+def cache_folder(config: Any) -> Path:
+    chosen = plan.as_dict(config).get("cache")
+    return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdistill")
+
+
+def _cached(want: dict, config: Any) -> Path:
+    return cache_folder(config) / "runs" / plan.digest({"version": __version__, "identity": want})[:32]
+
+
+def from_cache(folder: Path, want: dict, config: Any) -> dict | None:
+    """The finished run of the same identity, copied from the cache; None where there is none intact."""
+    source = _cached(want, config)
+    if not source.exists():
+        return None
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        _copy(source, folder)
+    from jaxdistill.training.sharding import barrier
+
+    barrier(f"cache of {folder.name}")
+    try:
+        result = finished(folder, want)
+    except UserError as error:
+        print(f"cache {source}: damaged ({error}); trained again")
+        result = None
+    if result is None and jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(source, ignore_errors=True)
+    elif result is not None and jax.process_index() == 0:
+        print(f"{folder.name}: found in the cache, trained before in {result['row']['seconds']:.0f} s ({source})")
+    return result
+
+
+def to_cache(folder: Path, want: dict, config: Any) -> None:
+    """Keeps a finished run for later jobs; a cache that cannot be written is said and passed over."""
+    if jax.process_index() != 0:
+        return
+    try:
+        _copy(folder, _cached(want, config), ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+    except OSError as error:
+        print(f"cache {cache_folder(config)}: {error.strerror}; the run is not kept for later jobs")
+
+
+def _copy(source: Path, target: Path, **options) -> None:
+    """Whole or not at all."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, temporary, **options)
+        if not target.exists():
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(plain_json(value)))
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); accepted: the file as it was written") from None

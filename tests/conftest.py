@@ -1,0 +1,34 @@
+"""Eight CPU devices, strict rank promotion, shape checks, no hub, a cache of its own."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Compiled programs are shared between tests, and with the commands that tests start. The folder is the user's own.
+COMPILED = Path(tempfile.gettempdir()) / f"jaxdistill-tests-{os.getuid()}"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+flags.FLAGS.mark_as_parsed()  # grain's workers ask
+
+# Every shape annotation of these packages is checked whenever the tests call them.
+jaxtyping.install_import_hook(["jaxdistill.losses", "jaxdistill.models", "jaxdistill.evaluators"], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """A cache folder of the session's own: no test reads what a user's runs left, or leaves anything there."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder

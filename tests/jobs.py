@@ -1,0 +1,17 @@
+"""Small jobs that several tests run."""
+
+from ml_collections import ConfigDict
+
+from jaxdistill.training.defaults import defaults
+
+
+def toy(**toy_keys) -> ConfigDict:
+    """One run `toy` of tests/toy.py."""
+    config = defaults()
+    config.mesh = (1, 1, 1)
+    config.monitor, config.headline = "validation/error", "toy"
+    config.toy = ConfigDict(dict(contrast=0.1, kd=((0.0, 0.5),), poison=-1, stop=-1, dead=False) | toy_keys)
+    config.train.update(dict(steps=12, batch=16, lr=1e-2, eval_every=4, checkpoint_every=3, ema=0.9))
+    config.runs = ("toy",)
+    config.run = ConfigDict(dict(toy=dict(recipe="tests.toy")))
+    return config
