@@ -2,7 +2,7 @@
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxdistill import UserError, command
@@ -15,6 +15,7 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build and check everything, print
 def main(_) -> int:
     if CONFIG.value is None:
         raise UserError("--config: missing; accepted: a file with get_config(), as in --config=configs/kd.py")
+    logging.set_verbosity(logging.WARNING)  # orbax tells every file it touches
     from jaxdistill import report  # here, so that --help need not wait for JAX
     from jaxdistill.training import loop, preflight
 

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from jaxdistill import UserError
 
 SUFFIXES = {
-    "files": tuple(
-        ".txt .text .md .rst .py .pyi .c .h .cc .cpp .hpp .rs .go .java .js .ts .sh .sql .r .jl .tex .html .toml .yaml .yml".split()
-    ),
+    "files": (".txt", ".text", ".md", ".rst", ".tex", ".html", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go")
+    + (".java", ".js", ".ts", ".sh", ".sql", ".r", ".jl", ".toml", ".yaml", ".yml"),
     "jsonl": (".jsonl", ".ndjson", ".json"),
     "parquet": (".parquet",),
 }
@@ -72,7 +71,8 @@ def _jsonl(config, counts):
             try:
                 record = json.loads(_decode(line, where, config, counts))
             except json.JSONDecodeError as error:
-                raise UserError(f"{where}: not JSON ({error.msg} at character {error.pos}); one JSON object a line is accepted") from None
+                found = f"not JSON ({error.msg} at character {error.pos})"
+                raise UserError(f"{where}: {found}; one JSON object a line is accepted") from None
             if not isinstance(record, dict):
                 raise UserError(f"{where}: a JSON {type(record).__name__}; one JSON object a line is accepted")
             text = _field(record, where, config)
@@ -86,6 +86,8 @@ def _parquet(config, counts):
     import pyarrow
     import pyarrow.parquet
 
+    types = pyarrow.types
+    strings = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
     for path in _paths(config):
         try:
             table = pyarrow.parquet.ParquetFile(path)
@@ -94,8 +96,8 @@ def _parquet(config, counts):
         with table:
             schema = table.schema_arrow
             kind = _field({name: schema.field(name).type for name in schema.names}, path, config)
-            kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_binary(kind)):
+            kind = kind.value_type if types.is_dictionary(kind) else kind
+            if not (any(is_kind(kind) for is_kind in strings)):
                 raise UserError(f"data.field {config.field!r}: {path} holds {kind}; a column of strings is accepted")
             row = 0
             for batch in table.iter_batches(batch_size=1024, columns=[config.field]):
@@ -119,10 +121,12 @@ def _tfds(config, counts):
             splits = tfds.builder_from_directory(config.path).as_data_source()
         else:
             splits = tfds.data_source(config.path, download=False, builder_kwargs={"file_format": "array_record"})
+        if not splits:
+            raise LookupError("it has no split on disk")
     except Exception as error:  # TFDS raises assertion, key, lookup and its own errors for the same mistake
         raise UserError(
             f"data.path {config.path!r}: no TFDS dataset prepared as array_record ({type(error).__name__}: {_first_line(error)}); "
-            f"prepare it once (tfds build {os.path.basename(config.path)} --file_format=array_record) or give its folder"
+            "prepare it once (tfds build NAME --file_format=array_record), then its NAME or folder is accepted"
         ) from None
     for split in sorted(splits):  # all of them: train, validation and test are ours to draw, by content
         for row, record in enumerate(splits[split]):
@@ -146,7 +150,7 @@ def _paths(config) -> list[str]:
     if os.path.isdir(path):
         found = list(_walk(path, suffixes))
         if not found:
-            raise UserError(f"data.path {config.path!r}: a folder without a file that ends in {' '.join(suffixes)}; a glob takes any name")
+            raise UserError(f"data.path {config.path!r}: a folder without a {' '.join(suffixes)} file; a glob takes any name")
         return found
     found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
     if not found:

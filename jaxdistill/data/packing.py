@@ -93,7 +93,7 @@ def concatenate(documents: Sequence[np.ndarray], prefix: int, limit: int = 0) ->
         sizes[last] -= after[last] - limit
     starts = np.concatenate([[0], np.cumsum(sizes + 1)])
     stream = np.empty(starts[-1], np.int32)
-    for ids, start, size in zip(documents, starts, sizes):  # noqa: B905: both are longer by design (cut documents, the end)
+    for ids, start, size in zip(documents, starts, sizes, strict=False):  # cut documents and the end of the last are left over
         stream[start] = prefix
         stream[start + 1 : start + 1 + size] = ids[:size]
     return stream, starts[:-1]

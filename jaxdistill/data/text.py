@@ -158,9 +158,10 @@ def _tokenized(part: list[Document], tok: Tokenizer, limit: int, key: str, side:
             total += len(ids)
             if limit and total >= limit:
                 break
-        tokenizer.verify(tok, [document.name for document in part[: len(kept)]], [document.text for document in part[: len(kept)]], kept)
+        used = part[: len(kept)]
+        tokenizer.verify(tok, [document.name for document in used], [document.text for document in used], kept)
         if total < limit:
-            raise UserError(f"{key} {limit}: the {side} split has {total} tokens; at most as many, or 0 for all, are accepted")
+            raise UserError(f"{key} {limit}: the {side} split has {total} tokens; at most {total}, or 0 for all, is accepted")
         return packing.concatenate(kept, tok.bos, limit)
 
     def read(file):
@@ -184,18 +185,21 @@ def describe(batch: dict[str, np.ndarray], corpus: Corpus, rows: int = 1, width:
         text = pieces[index].decode("utf-8", "backslashreplace") or corpus.tokenizer.backend.id_to_token(int(index)) or ""
         return repr(text)[1:-1].replace(" ", "·")
 
-    lines = []
+    lines, heads = [], ["token ", "label ", "counts"]
     for row in range(min(rows, len(batch["tokens"]))):
         tokens, segments = batch["tokens"][row], batch["segments"][row]
         counted = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
-        lines.append(f"row {row}: {counted.sum()} of {len(counted)} labels count, {segments.max()} pieces of documents, {(segments == 0).sum()} padding")
-        block = ["token ", "label ", "counts"]
+        lines.append(
+            f"row {row}: {counted.sum()} of {len(counted)} labels count; {segments.max()} document(s) or parts; "
+            f"{(segments == 0).sum()} padding"
+        )
+        block = heads
         for token, label, counts in zip(tokens[:-1], tokens[1:], counted, strict=True):
             cells = [show(token), show(label), "1" if counts else "0"]
             wide = max(map(len, cells))
-            if len(block[0]) + 1 + wide > width and len(block[0]) > 6:
+            if len(block[0]) + 1 + wide > width and block != heads:
                 lines += [*block, ""]
-                block = ["token ", "label ", "counts"]
+                block = heads
             block = [f"{line} {cell:<{wide}}" for line, cell in zip(block, cells, strict=True)]
         lines += [*block, ""]
     return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"

@@ -8,8 +8,6 @@ document's tokens are the document's bytes. The dummy space that SentencePiece p
 import dataclasses
 import json
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -17,9 +15,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxdistill import UserError
-from jaxdistill.data import cache
+from jaxdistill.data import cache, tokenizer_files
 
-END = "<|endoftext|>"
+END = tokenizer_files.END
 SMALLEST_VOCAB = 257  # 256 bytes and the end of text
 
 
@@ -88,24 +86,7 @@ def load(name: str) -> Tokenizer:
     Raises:
       UserError: not found, not readable, offline, without a fast tokenizer, or without eos and bos.
     """
-    path = os.path.expanduser(name)
-    file = os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
-    if os.path.isfile(file):
-        try:
-            backend = tokenizers.Tokenizer.from_file(file)
-        except Exception as error:  # the Rust side raises bare Exception
-            raise UserError(f"data.tokenizer {name!r}: {file} is not a tokenizer.json ({error})") from None
-        return _wrap(backend, *_marks(os.path.dirname(file), backend), name)
-    if os.path.isdir(path):  # vocab.json and merges.txt, tokenizer.model, ...
-        fast = _auto(name, path, local_files_only=True)
-    elif os.path.isabs(path) or name.startswith(".") or name.endswith(".json") or name.count("/") > 1:
-        raise UserError(f"data.tokenizer {name!r}: not found; a folder, a tokenizer.json or a hub name is accepted")
-    else:
-        fast = _from_hub(name)
-    backend = getattr(fast, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(f"data.tokenizer {name!r}: {type(fast).__name__} has no fast tokenizer; one with tokenizer.json is accepted")
-    return _wrap(backend, fast.bos_token, fast.eos_token, name)
+    return _wrap(*tokenizer_files.find(name), name)
 
 
 def save(tok: Tokenizer, folder: str) -> None:
@@ -189,7 +170,9 @@ BYTE_OF = _byte_of()
 
 def _wrap(backend, bos: str | None, eos: str | None, name: str) -> Tokenizer:
     if not bos and not eos:
-        raise UserError(f"data.tokenizer {name!r}: neither eos nor bos token; one whose tokenizer_config.json names eos_token is accepted")
+        raise UserError(
+            f"data.tokenizer {name!r}: neither eos nor bos; one whose tokenizer_config.json names eos_token is accepted"
+        )
     backend = tokenizers.Tokenizer.from_str(json.dumps(_without_dummy_prefix(json.loads(backend.to_str()))))
     backend.encode_special_tokens = True  # "<|endoftext|>" within a text is text
     bos_id, eos_id = (backend.token_to_id(mark) for mark in (bos or eos, eos or bos))
@@ -211,55 +194,3 @@ def _without_dummy_prefix(spec: dict) -> dict:
 
     normalizer, pre_tokenizer = clean(spec["normalizer"], "normalizers"), clean(spec["pre_tokenizer"], "pretokenizers")
     return spec | {"truncation": None, "padding": None, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
-
-
-def _marks(folder: str, backend) -> tuple[str | None, str | None]:
-    """(bos, eos) by the files beside tokenizer.json, else <|endoftext|> where the vocabulary has it."""
-    marks = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            with open(os.path.join(folder, name), encoding="utf-8") as file:
-                found = json.load(file)
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            raise UserError(f"{os.path.join(folder, name)}: not JSON ({error})") from None
-        for mark in ("bos_token", "eos_token"):
-            if token := found.get(mark):
-                marks[mark] = token["content"] if isinstance(token, dict) else token
-    if not marks and backend.token_to_id(END) is not None:
-        return END, END
-    return marks.get("bos_token"), marks.get("eos_token")
-
-
-def _from_hub(name: str):
-    try:
-        return _auto(name, name, local_files_only=True)  # downloaded before: needs no network
-    except UserError:
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE") or not _reachable(endpoint):
-            raise UserError(
-                f"data.tokenizer {name!r}: no such folder or file, not downloaded, and {endpoint} is out of reach (offline); a local folder is accepted"
-            ) from None
-    return _auto(name, name)
-
-
-def _reachable(endpoint: str) -> bool:
-    """One quick look: without it, transformers retries for about a minute before it says that there is no network."""
-    try:
-        with urllib.request.urlopen(endpoint, timeout=5):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
-
-
-def _auto(name: str, where: str, **options):
-    import transformers
-
-    try:
-        return transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"data.tokenizer {name!r}: {first}") from None

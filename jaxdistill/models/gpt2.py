@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -34,32 +33,22 @@ SHARDING = (
 # at every step. Not wpe: rows of positions that the data seldom reach would only shrink.
 DECAY = r"(kernel|wte/embedding)$"
 
-ACTIVATIONS: dict[str, Callable] = {
-    "gelu_new": lambda x: nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-    "relu": nn.relu,
-}
-
+_EXACT = functools.partial(nn.gelu, approximate=False)
+ACTIVATIONS = {"gelu_new": nn.gelu, "gelu_pytorch_tanh": nn.gelu, "gelu": _EXACT, "relu": nn.relu}
 # GPT2Config's fields in a Hugging Face config.json (the last three may be absent: the defaults are the same), and
 # entries that must have this value where they are present.
-_KEYS = dict(
-    vocab="vocab_size", length="n_positions", width="n_embd", depth="n_layer", heads="n_head",
-    inner="n_inner", eps="layer_norm_epsilon", activation="activation_function",
-)  # fmt: skip
-_REQUIRED = dict(
-    model_type="gpt2", tie_word_embeddings=True, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
-    add_cross_attention=False,
-)  # fmt: skip
+_KEYS = {
+    "vocab": "vocab_size", "length": "n_positions", "width": "n_embd", "depth": "n_layer", "heads": "n_head",
+    "inner": "n_inner", "eps": "layer_norm_epsilon", "activation": "activation_function",
+}  # fmt: skip
+_REQUIRED = {
+    "model_type": "gpt2", "tie_word_embeddings": True, "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+}  # fmt: skip
 _NAMES = (  # regexes, parameter path -> tensor name
-    (r"block_(\d+)", r"h.\1"),
-    (r"attention/qkv", "attn.c_attn"),
-    (r"attention/out", "attn.c_proj"),
-    (r"mlp/up", "mlp.c_fc"),
-    (r"mlp/down", "mlp.c_proj"),
-    (r"(kernel|scale|embedding)$", "weight"),
-    (r"/", "."),
-)
+    (r"block_(\d+)", r"h.\1"), (r"attention/qkv", "attn.c_attn"), (r"attention/out", "attn.c_proj"),
+    (r"mlp/up", "mlp.c_fc"), (r"mlp/down", "mlp.c_proj"), (r"(kernel|scale|embedding)$", "weight"), (r"/", "."),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +93,9 @@ class LayerNorm(nn.Module):
         return (x * scale[None, None] + bias[None, None]).astype(self.dtype)
 
 
-def _linear(
-    x: Float[Array, "batch time _"], features: int, std: float, dtype: Any, name: str
-) -> Float[Array, "batch time {features}"]:
-    """A Dense over the rows of x as ONE matrix: the kernel's gradient then contracts a single axis. With
-    [batch, time] XLA:CPU transposes the incoming gradient first, and the whole backward pass takes 1.3 times as long."""
+def _linear(x: Float[Array, "batch time _"], features: int, std: float, dtype: Any, name: str):
+    """A Dense over the rows of x as ONE matrix. With [batch, time] in front, XLA:CPU transposes the incoming gradient
+    before it forms the kernel's, and a training step takes 1.3 times as long."""
     dense = nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(std), name=name)
     return dense(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
 
@@ -157,10 +144,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch time width"], same: Bool[Array, "batch 1 time time"] | None):
         c = self.config
-        h, probabilities = Attention(c, self.dtype, name="attention")(LayerNorm(c.eps, self.dtype, name="ln_1")(x), same)
+        h = LayerNorm(c.eps, self.dtype, name="ln_1")(x)
+        h, probabilities = Attention(c, self.dtype, name="attention")(h, same)
         x = x + h
-        x = x + MLP(c, self.dtype, name="mlp")(LayerNorm(c.eps, self.dtype, name="ln_2")(x))
-        return x, probabilities
+        h = LayerNorm(c.eps, self.dtype, name="ln_2")(x)
+        return x + MLP(c, self.dtype, name="mlp")(h), probabilities
 
 
 class GPT2(nn.Module):
@@ -183,8 +171,8 @@ class GPT2(nn.Module):
 
         Args:
           tokens: ids below `config.vocab`; one above gives NaN, not a wrong row.
-          segments: number of the document each token belongs to, 0 for padding. A token sees earlier ones of its
-            own segment only (padding sees padding, so that its rows stay finite). None: one document a row.
+          segments: number of the document each token belongs to, 0 for padding. A token sees itself and earlier ones
+            of its own segment (padding sees padding: its rows stay finite). None: one document a row.
           positions: position of each token in its document; None: 0, 1, 2...
 
         Returns:
@@ -228,10 +216,8 @@ def config_from_hf(folder: str | os.PathLike) -> GPT2Config:
 
 
 def from_hf(folder: str | os.PathLike, *, dtype: Any = jnp.float32, remat: bool = False) -> tuple[GPT2, dict]:
-    """`(module, params)` of a Hugging Face GPT-2 folder; parameters are float32 whatever the file holds.
-
-    Raises `UserError`, one line naming the key or file, for a folder, config or tensor that is not as it should be.
-    """
+    """`(module, params)` of a Hugging Face GPT-2 folder; parameters are float32 whatever the file holds. `UserError`,
+    one line naming the key or file, for a folder, config or tensor that is not as it should be."""
     module = GPT2(config_from_hf(folder), dtype=dtype, remat=remat)
     tensors = hf.read_tensors(folder)
     head = tensors.pop("lm_head.weight", None)  # old files store the tied head twice, and every block's causal mask
@@ -248,9 +234,9 @@ def from_hf(folder: str | os.PathLike, *, dtype: Any = jnp.float32, remat: bool 
 def to_hf(module: GPT2, params: dict, folder: str | os.PathLike, **config) -> None:
     """Write a folder that `transformers.GPT2LMHeadModel.from_pretrained` loads, in float32.
 
-    `config`: more entries for `config.json`, such as `bos_token_id` and `eos_token_id` (null where not given:
-    transformers' own default, 50256, is out of a small vocabulary). Raises `UserError` for entries that are the
-    model's own, for parameters that are not those of `module`, and for a folder that cannot be written.
+    `config`: more entries for `config.json`, as `bos_token_id` and `eos_token_id` (null if not given: transformers'
+    own default, 50256, is out of a small vocabulary). `UserError` for entries that are the model's own, parameters
+    that are not those of `module`, and a folder that cannot be written.
     """
     own = {key: getattr(module.config, ours) for ours, key in _KEYS.items()} | _REQUIRED
     own |= {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}

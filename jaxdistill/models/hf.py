@@ -126,10 +126,10 @@ def folder_hash(folder: str | os.PathLike) -> str:
 
 def params_hash(params: Any) -> str:
     """SHA-256 (hex) of a pytree of arrays: paths, dtypes, shapes and bytes, in the order of the paths."""
-    digest = hashlib.sha256()
-    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(params)}
-    for name in sorted(leaves):
-        array = np.ascontiguousarray(leaves[name])
+    digest, keystr = hashlib.sha256(), jax.tree_util.keystr
+    leaves = {keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    for name, leaf in sorted(leaves.items()):
+        array = np.asarray(leaf)
         digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -155,7 +155,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise UserError(f"{index}: weight_map: found {files!r}; accepted: an object of tensor -> file name")
     for name, file in files.items():  # a plain name: an index may not point out of its folder
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise UserError(f"{index}: weight_map: {name}: found {file!r}; accepted: a .safetensors file of this folder")
+            raise UserError(f"{index}: weight_map: {name}: found {file!r}; accepted: a .safetensors file beside it")
     return files
 
 

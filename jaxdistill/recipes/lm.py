@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 
-from jaxdistill.data import text, tokenizer
+from jaxdistill.data import packing, text, tokenizer
 from jaxdistill.evaluators import language
 from jaxdistill.losses.classification import cross_entropy
 from jaxdistill.models import causal, gpt2
@@ -16,8 +16,9 @@ from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Var
 
 
 def make(config) -> Recipe:
-    corpus = text.load(config.data.build(text.TextConfig))
-    student = causal.describe(config.model.build(causal.ModelConfig), "model", vocab=corpus.vocab, length=corpus.length)
+    rows = config.data.build(text.TextConfig)
+    corpus = text.load(rows)
+    student = causal.describe(config.model.build(causal.ModelConfig), "model", vocab=corpus.vocab, length=rows.length)
     batch, smoothing, decay = config.train.batch, config.lm.smoothing, config.optimizer.weight_decay
 
     def loss(params, extra, frozen, batch, dials, key):
@@ -62,7 +63,7 @@ def next_token(batch) -> tuple:
 def batches(corpus, split: str, batch: int, seed: int):
     """Training: shuffled by the seed and endless. Other splits: in order, once, the last batch padded."""
     training = split == "train"
-    return text.batches(
+    return packing.batches(
         corpus.splits[split], batch=batch, seed=seed, repeat=training, shuffle=training,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )

@@ -20,8 +20,9 @@ from jaxdistill.recipes.lm import batches, next_token, student_groups
 
 
 def make(config) -> Recipe:
-    corpus = text.load(config.data.build(text.TextConfig))
-    sizes = {"vocab": corpus.vocab, "length": corpus.length}
+    rows = config.data.build(text.TextConfig)
+    corpus = text.load(rows)
+    sizes = {"vocab": corpus.vocab, "length": rows.length}
     teacher = causal.describe(config.teacher.build(causal.ModelConfig), "teacher", **sizes)
     student = causal.describe(config.student.build(causal.ModelConfig), "student", **sizes)
     check_same_vocabulary(corpus, teacher, student)

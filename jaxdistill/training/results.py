@@ -27,8 +27,20 @@ def paired(rows: list[dict], headline: str, metric: str) -> list[dict]:
                     differences.append(of[headline, seed][metric] - value)
             if not differences or (which == "best" and all(_best_is_last(of.get((other, s))) for s in seeds)):
                 continue
-            found.append({"a": headline, "b": other, "b_parameters": which, "metric": metric, **interval(differences)})
+            pair = {"a": headline, "b": other, "b_parameters": which, "metric": metric, **interval(differences)}
+            found.append(pair | _retention(rows, headline, other, which, metric))
     return found
+
+
+def _retention(rows: list[dict], headline: str, other: str, which: str, metric: str) -> dict:
+    """(a - b) / (teacher - b) over mean values: how much of the baseline's distance to the teacher is gone."""
+    mean = lambda name, part="last": np.mean([  # noqa: E731
+        (row["best"] if part == "best" else row).get(metric, np.nan) for row in rows if row["name"] == name
+    ])
+    if other == "teacher" or not any(row["name"] == "teacher" for row in rows):
+        return {}
+    baseline = mean(other, which)
+    return {"retention": float((mean(headline) - baseline) / (mean("teacher") - baseline))}
 
 
 def interval(differences: list[float]) -> dict:

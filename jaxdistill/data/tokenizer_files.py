@@ -1,0 +1,91 @@
+"""A tokenizer by name: a folder, a tokenizer.json, or a name on the Hugging Face hub. Never runs code that came with it."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+
+import tokenizers
+
+from jaxdistill import UserError
+
+END = "<|endoftext|>"
+
+
+def find(name: str) -> tuple[tokenizers.Tokenizer, str | None, str | None]:
+    """(backend, bos token, eos token) of the tokenizer `name`.
+
+    Raises:
+      UserError: not found, not readable, offline, or without a fast tokenizer.
+    """
+    path = os.path.expanduser(name)
+    file = os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
+    if os.path.isfile(file):
+        try:
+            backend = tokenizers.Tokenizer.from_file(file)
+        except Exception as error:  # the Rust side raises bare Exception
+            raise UserError(f"data.tokenizer {name!r}: {file} is not a tokenizer.json ({error})") from None
+        return backend, *_marks(os.path.dirname(file), backend)
+    if os.path.isdir(path):  # vocab.json and merges.txt, tokenizer.model, ...
+        fast = _auto(name, path, local_files_only=True)
+    elif os.path.isabs(path) or name.startswith(".") or name.endswith(".json") or name.count("/") > 1:
+        raise UserError(f"data.tokenizer {name!r}: not found; a folder, a tokenizer.json or a hub name is accepted")
+    else:
+        fast = _from_hub(name)
+    backend = getattr(fast, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"data.tokenizer {name!r}: a {type(fast).__name__}, not a fast one; one with tokenizer.json is accepted")
+    return backend, fast.bos_token, fast.eos_token
+
+
+def _marks(folder: str, backend) -> tuple[str | None, str | None]:
+    """(bos, eos) by the files beside tokenizer.json, else <|endoftext|> where the vocabulary has it."""
+    marks = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        try:
+            with open(os.path.join(folder, name), encoding="utf-8") as file:
+                found = json.load(file)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            raise UserError(f"{os.path.join(folder, name)}: not JSON ({error})") from None
+        for mark in ("bos_token", "eos_token"):
+            if token := found.get(mark):
+                marks[mark] = token["content"] if isinstance(token, dict) else token
+    if not marks and backend.token_to_id(END) is not None:
+        return END, END
+    return marks.get("bos_token"), marks.get("eos_token")
+
+
+def _from_hub(name: str):
+    try:
+        return _auto(name, name, local_files_only=True)  # downloaded before: needs no network
+    except UserError:
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE") or not _reachable(endpoint):
+            raise UserError(
+                f"data.tokenizer {name!r}: no such folder or file, not downloaded, and {endpoint} is out of reach (offline); "
+                "a local folder is accepted"
+            ) from None
+    return _auto(name, name)
+
+
+def _reachable(endpoint: str) -> bool:
+    """One quick look: without it, transformers retries for about a minute before it says that there is no network."""
+    try:
+        with urllib.request.urlopen(endpoint, timeout=5):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def _auto(name: str, where: str, **options):
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"data.tokenizer {name!r}: {first}") from None
