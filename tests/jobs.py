@@ -2,7 +2,9 @@
 
 from ml_collections import ConfigDict
 
+from jaxdistill.training import plan, sharding
 from jaxdistill.training.defaults import defaults
+from jaxdistill.training.prepare import Prepared, build, prepare
 
 
 def toy(**toy_keys) -> ConfigDict:
@@ -15,3 +17,10 @@ def toy(**toy_keys) -> ConfigDict:
     config.runs = ("toy",)
     config.run = ConfigDict(dict(toy=dict(recipe="tests.toy")))
     return config
+
+
+def ready(config: ConfigDict, change=lambda recipe: recipe) -> Prepared:
+    """The first run of `config`, ready to step on the config's mesh. change: recipe -> recipe."""
+    built = build(plan.expand(config)[0])
+    built.recipe = change(built.recipe)
+    return prepare(built, sharding.make_mesh(config.mesh))

@@ -68,7 +68,9 @@ def make(config) -> Recipe:
         made = rows({"train": 0, "validation": 1, "test": 2}[split])
         source = grain.MapDataset.range(ROWS)
         source = source.seed(seed).shuffle().repeat() if split == "train" else source
-        return iter(source.batch(batch, drop_remainder=True).map(lambda i: {k: v[i] for k, v in made.items()}).to_iter_dataset())
+        mine = jax.process_index() * (batch // jax.process_count()) + np.arange(batch // jax.process_count())
+        take = lambda i: {k: v[i[mine]] for k, v in made.items()}  # noqa: E731  (this process's rows of the global batch)
+        return iter(source.batch(batch, drop_remainder=True).map(take).to_iter_dataset())
 
     def measure(params, variables, frozen, batch):
         out, _ = forward(params, batch["x"])

@@ -36,7 +36,7 @@ class TextConfig:
     validation: float = 0.05  # fraction of the documents
     test: float = 0.05
     train_tokens: int = 0  # predicted tokens to keep; 0: all
-    eval_tokens: int = 0  # the same for validation and for test
+    eval_tokens: int = 0  # at most as many, of validation and of test; 0: all
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -110,7 +110,7 @@ def split(read: Iterable[tuple[str, str]], config: TextConfig) -> dict[str, list
             raise UserError(
                 f"data.{key} {getattr(config, key)}: of {sum(counts.values())} documents none falls into {side} "
                 f"({', '.join(f'{name} {count}' for name, count in counts.items())}); "
-                "another fraction or more documents are accepted (a file is one document, never divided)"
+                "another fraction or more documents are accepted (a file is one document and is never divided: cut a large one into several)"
             )
     return {side: sorted(part) for side, part in parts.items()}
 
@@ -160,9 +160,9 @@ def _tokenized(part: list[Document], tok: Tokenizer, limit: int, key: str, side:
                 break
         used = part[: len(kept)]
         tokenizer.verify(tok, [document.name for document in used], [document.text for document in used], kept)
-        if total < limit:
+        if total < limit and side == "train":  # a budget is exact; what is only measured on may be smaller
             raise UserError(f"{key} {limit}: the {side} split has {total} tokens; at most {total}, or 0 for all, is accepted")
-        return packing.concatenate(kept, tok.bos, limit)
+        return packing.concatenate(kept, tok.bos, min(limit, total))
 
     def read(file):
         with np.load(file) as arrays:  # a zip file: its checksums find damage

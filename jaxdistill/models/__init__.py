@@ -13,7 +13,7 @@ def from_hf(folder, **options):
     cannot be read and for a `model_type` that is not supported.
     """
     kind = hf.read_config(folder).get("model_type")
-    if kind not in _FROM_HF:
+    if kind not in list(_FROM_HF):
         accepted = ", ".join(sorted(_FROM_HF))
         raise UserError(f"{folder}/config.json: model_type: found {kind!r}; accepted: {accepted}")
     return _FROM_HF[kind](folder, **options)

@@ -35,16 +35,12 @@ DECAY = r"(kernel|wte/embedding)$"
 
 _EXACT = functools.partial(nn.gelu, approximate=False)
 ACTIVATIONS = {"gelu_new": nn.gelu, "gelu_pytorch_tanh": nn.gelu, "gelu": _EXACT, "relu": nn.relu}
-# GPT2Config's fields in a Hugging Face config.json (the last three may be absent: the defaults are the same), and
-# entries that must have this value where they are present.
-_KEYS = {
-    "vocab": "vocab_size", "length": "n_positions", "width": "n_embd", "depth": "n_layer", "heads": "n_head",
-    "inner": "n_inner", "eps": "layer_norm_epsilon", "activation": "activation_function",
-}  # fmt: skip
-_REQUIRED = {
-    "model_type": "gpt2", "tie_word_embeddings": True, "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
-}  # fmt: skip
+# GPT2Config's fields in a config.json (the last three may be absent: the defaults are the same), and entries that
+# must have this value where they are present.
+_SIZES = {"vocab": "vocab_size", "length": "n_positions", "width": "n_embd", "depth": "n_layer", "heads": "n_head"}
+_KEYS = _SIZES | {"inner": "n_inner", "eps": "layer_norm_epsilon", "activation": "activation_function"}
+_REQUIRED = {"model_type": "gpt2", "tie_word_embeddings": True, "scale_attn_weights": True}
+_REQUIRED |= {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 _NAMES = (  # regexes, parameter path -> tensor name
     (r"block_(\d+)", r"h.\1"), (r"attention/qkv", "attn.c_attn"), (r"attention/out", "attn.c_proj"),
     (r"mlp/up", "mlp.c_fc"), (r"mlp/down", "mlp.c_proj"), (r"(kernel|scale|embedding)$", "weight"), (r"/", "."),
@@ -65,7 +61,7 @@ class GPT2Config:
     activation: str = "gelu_new"
 
     def __post_init__(self):
-        for key in ("vocab", "length", "width", "depth", "heads", "inner"):
+        for key in (*_SIZES, "inner"):
             value = getattr(self, key)
             if (type(value) is not int or value < 1) and not (key == "inner" and value is None):
                 raise UserError(f"{key}: found {value!r}; accepted: an integer of at least 1")
@@ -73,7 +69,7 @@ class GPT2Config:
             raise UserError(f"eps: found {self.eps!r}; accepted: a number between 0 and 1")
         if self.width % self.heads:
             raise UserError(f"heads: found {self.heads}; accepted: a divisor of width ({self.width})")
-        if self.activation not in ACTIVATIONS:
+        if self.activation not in list(ACTIVATIONS):  # a list: what is found may not be hashable
             raise UserError(f"activation: found {self.activation!r}; accepted: {', '.join(ACTIVATIONS)}")
 
 
@@ -203,12 +199,12 @@ class GPT2(nn.Module):
 def config_from_hf(folder: str | os.PathLike) -> GPT2Config:
     """The sizes in a folder's `config.json`; `UserError` for a GPT-2 variant that is not supported."""
     raw, file = hf.read_config(folder), f"{folder}/{hf.CONFIG}"
-    for key in ("model_type", *list(_KEYS.values())[:5]):
-        if key not in raw:
-            raise UserError(f"{file}: {key}: found nothing; accepted: the {key} of a GPT-2")
     for key, accepted in _REQUIRED.items():
         if raw.get(key, accepted) != accepted:
             raise UserError(f"{file}: {key}: found {raw[key]!r}; accepted: {accepted!r}")
+    for key in _SIZES.values():
+        if type(raw.get(key)) is not int:
+            raise UserError(f"{file}: {key}: found {raw.get(key, 'nothing')!r}; accepted: an integer")
     try:
         return GPT2Config(**{ours: raw[key] for ours, key in _KEYS.items() if key in raw})
     except UserError as error:

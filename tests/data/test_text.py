@@ -87,16 +87,17 @@ def test_tfds(tmp_path):
 
     class Prose(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
-        pkg_dir_path = tmp_path
+        url_infos = {}  # nothing to download, so no list of checksums beside the code
 
         def _info(self):
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()}))
 
         def _split_generators(self, download_manager):
-            return {name: ((i, {"text": f"{name} é {i}"}) for i in range(3)) for name in ("train", "test")}
+            return {name: self._generate_examples(name) for name in ("train", "test")}
 
-        def _generate_examples(self):
-            raise NotImplementedError
+        def _generate_examples(self, name):
+            for i in range(3):
+                yield i, {"text": f"{name} é {i}"}
 
     builder = Prose(data_dir=str(tmp_path / "tfds"), file_format="array_record")
     builder.download_and_prepare()
@@ -240,19 +241,19 @@ def test_limits_are_exact(folder):
         load(config(folder, train_tokens=10**6))
 
 
+def test_what_is_only_measured_on_may_be_smaller_than_its_limit(folder):
+    limited, whole = load(config(folder, eval_tokens=10**6)), load(config(folder))
+    assert limited.facts["splits"] == whole.facts["splits"]
+
+
 def test_the_tokenizer_sees_the_training_split_only(folder):
     settings = config(folder)
     before = load(settings)
-    held_out = [
-        pathlib.Path(name)
-        for side, part in text.split(documents(settings), settings).items()
-        if side != "train"
-        for _, name, _ in part
-    ]
-    contents = ((f"{i}", f"zqxj{i} " * 20) for i in range(1000))
-    others = text.split(contents, settings)  # new contents that fall outside the training split, too
-    for path, document in zip(held_out, others["validation"] + others["test"], strict=False):
-        path.write_text(document.text)
+    contents = ((f"{i}", f"zqxj{i} " * 20) for i in range(100))
+    others = text.split(contents, settings)  # new contents for the two, that fall where the old ones were
+    for side in ("validation", "test"):
+        for old, new in zip(text.split(documents(settings), settings)[side], others[side], strict=False):
+            pathlib.Path(old.name).write_text(new.text)
     load.cache_clear()
     after = load(settings)
     assert before.facts["splits"]["train"] == after.facts["splits"]["train"]

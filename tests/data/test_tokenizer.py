@@ -92,7 +92,7 @@ def test_sentencepiece_tokens_spell_any_text(tmp_path, prepend):
     text = HARD.replace("\u2581", "") + " ab  a </s> bab"
     assert spelled(tok, text) == text
     assert spelled(tok, "ab") == "ab"
-    assert tokenizer.token_pieces(tok)[:5] == [b"", b"", b"", b"\x00", b"\x01"]
+    assert tokenizer.token_pieces(tok)[:5] == (b"", b"", b"", b"\x00", b"\x01")
 
 
 def test_truncation_padding_and_prefix_space_of_the_file_are_off(trained, tmp_path):
