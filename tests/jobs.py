@@ -12,10 +12,19 @@ def toy(**toy_keys) -> ConfigDict:
     config = defaults()
     config.mesh = (1, 1, 1)
     config.monitor, config.headline = "validation/error", "toy"
-    config.toy = ConfigDict(dict(contrast=0.1, kd=((0.0, 0.5),), poison=-1, stop=-1, dead=False) | toy_keys)
+    config.toy = ConfigDict(dict(contrast=0.1, kd=((0.0, 0.5),), poison=-1, stop=-1, dead=False, teacher="", start="") | toy_keys)
     config.train.update(dict(steps=12, batch=16, lr=1e-2, eval_every=4, checkpoint_every=3, ema=0.9))
     config.runs = ("toy",)
     config.run = ConfigDict(dict(toy=dict(recipe="tests.toy")))
+    return config
+
+
+def pair(**toy_keys) -> ConfigDict:
+    """A teacher that is trained once, kept in the cache and exported, and a `toy` taught by it."""
+    config = toy(**toy_keys)
+    config.runs = ("teacher", "toy")
+    config.run.teacher = dict(recipe="tests.toy", once=True, cached=True, fills="toy.teacher", given="toy.start",
+                              toy=dict(kd=((0.0, 0.0),)), train=dict(steps=4))
     return config
 
 

@@ -3,19 +3,25 @@
 Its size is a toy's; its shape is what every recipe may use of the contract.
 """
 
+from pathlib import Path
+
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables
+from jaxdistill.training import store
 
 ROWS, TIME, WIDTH = 64, 6, 8
+TEACHER = 7  # the seed of the teacher, where no folder is given
+FACTS = {"rows": ROWS}
 
 
 def make(config) -> Recipe:
     toy, steps, batch = config.toy, config.train.steps, config.train.batch
     contrast, poison, stop, dead = toy.contrast, toy.poison, toy.stop, toy.dead
+    teacher, begin = toy.teacher, toy.start  # exported folders, or ""
     weights = {"fit": Schedule(((0.0, 1.0),)), "kd": Schedule.ramp(toy.kd, steps, "config key toy.kd"),
                "contrast": Schedule(((0.0, contrast),))}
 
@@ -39,7 +45,9 @@ def make(config) -> Recipe:
             total, terms["kd"] = total + dials.scale["kd"] * kd, Term(kd, every)
         mean = jnp.sum(hidden * where[..., None], axis=1) / jnp.maximum(where.sum(1), 1)[:, None]
         stats = {"mean": mean} if contrast else {}
-        return total, Aux(terms, stats, {"valid": (count, jnp.asarray(where.size, jnp.float32))})
+        order = jnp.sum(batch["index"] * (1 + jnp.arange(where.shape[0])))  # tells which rows came, and in which order
+        probes = {"valid": (count, jnp.asarray(where.size, jnp.float32)), "order": (order.astype(jnp.float32), jnp.ones(()))}
+        return total, Aux(terms, stats, probes)
 
     def whole(params, extra, stats, knobs):
         if not contrast:
@@ -62,6 +70,8 @@ def make(config) -> Recipe:
             params["projector"] = {"kernel": normal(2, WIDTH, WIDTH)}
         if dead:
             params["dead"] = {"kernel": normal(3, WIDTH, WIDTH)}
+        if begin:
+            params = load(begin, params)
         return Variables(params, {"mean": jnp.zeros(WIDTH)})
 
     def data(split, seed):
@@ -70,7 +80,8 @@ def make(config) -> Recipe:
         source = source.seed(seed).shuffle().repeat() if split == "train" else source
         mine = jax.process_index() * (batch // jax.process_count()) + np.arange(batch // jax.process_count())
         take = lambda i: {k: v[i[mine]] for k, v in made.items()}  # noqa: E731  (this process's rows of the global batch)
-        return iter(source.batch(batch, drop_remainder=True).map(take).to_iter_dataset())
+        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4) if split == "train" else grain.ReadOptions(num_threads=0)
+        return iter(source.batch(batch, drop_remainder=True).map(take).to_iter_dataset(ahead))
 
     def measure(params, variables, frozen, batch):
         out, _ = forward(params, batch["x"])
@@ -88,9 +99,23 @@ def make(config) -> Recipe:
                      (r"projector", Group("projector", 5.0, 0.1)), (r"still", Group("still", frozen=True))),
         sharding_rules=((r"(body|projector|dead)/kernel", jax.P("fsdp", "model")), (r"body/bias", jax.P(("fsdp", "model")))),
         evaluators={split: Evaluator(split, measure, finish) for split in ("validation", "test")},
-        frozen=lambda: {"teacher": init(jax.random.key(7)).params},
-        facts={"rows": ROWS},
+        frozen=lambda: {"teacher": load(teacher, init(jax.random.key(TEACHER)).params) if teacher else init(jax.random.key(TEACHER)).params},
+        facts=FACTS | {"teacher": store.folder_digest(Path(teacher)) if teacher else TEACHER},
+        export=export,
     )
+
+
+def export(params, folder) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params").write_bytes(b"".join(np.asarray(leaf, np.float32).tobytes() for leaf in jax.tree.leaves(params)))
+
+
+def load(folder: str, like):
+    """The exported parameters of `folder`, of the shapes of `like`."""
+    flat = np.frombuffer((Path(folder) / "params").read_bytes(), np.float32)
+    leaves, tree = jax.tree.flatten(like)
+    parts = np.split(flat, np.cumsum([leaf.size for leaf in leaves])[:-1])
+    return tree.unflatten([jnp.asarray(part.reshape(leaf.shape)) for part, leaf in zip(parts, leaves, strict=True)])
 
 
 def rows(seed: int) -> dict:

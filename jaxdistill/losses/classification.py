@@ -19,7 +19,7 @@ def cross_entropy(
     logits = logits.astype(jnp.float32)
     if where is not None:
         logits = jnp.where(where[..., None], logits, 0.0)
-    classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
     chosen = jnp.sum(jnp.where(labels[..., None] == classes, logits, 0.0), axis=-1)
     loss = jax.nn.logsumexp(logits, axis=-1) - chosen
     if smoothing:

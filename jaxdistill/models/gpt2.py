@@ -1,8 +1,7 @@
 """GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners") in Linen.
 
-Layers, names and numerics follow the released model: pre-LayerNorm, learned positions, tanh-GELU, tied head.
-There is no dropout: a distilled student is short of capacity and not of regularisation, a teacher must give the
-same targets twice, and every run is then reproducible without a second stream of randomness.
+Numerics follow the released model: pre-LayerNorm, learned positions, tanh-GELU, tied head. There is no dropout: a
+student is short of capacity and not of regularisation, and a teacher must give the same targets twice.
 """
 
 import dataclasses
@@ -33,8 +32,8 @@ SHARDING = (
 # at every step. Not wpe: rows of positions that the data seldom reach would only shrink.
 DECAY = r"(kernel|wte/embedding)$"
 
-_EXACT = functools.partial(nn.gelu, approximate=False)
-ACTIVATIONS = {"gelu_new": nn.gelu, "gelu_pytorch_tanh": nn.gelu, "gelu": _EXACT, "relu": nn.relu}
+ACTIVATIONS = {"gelu_new": nn.gelu, "gelu_pytorch_tanh": nn.gelu, "relu": nn.relu}
+ACTIVATIONS["gelu"] = functools.partial(nn.gelu, approximate=False)
 # GPT2Config's fields in a config.json (the last three may be absent: the defaults are the same), and entries that
 # must have this value where they are present.
 _SIZES = {"vocab": "vocab_size", "length": "n_positions", "width": "n_embd", "depth": "n_layer", "heads": "n_head"}
@@ -109,16 +108,14 @@ class Attention(nn.Module):
         q, k, v = (a.reshape(*x.shape[:2], c.heads, -1) for a in jnp.split(qkv, 3, axis=-1))
         with jax.numpy_dtype_promotion("standard"):  # its own float32 softmax is an implicit promotion from bfloat16
             out = jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=True)
-        out = out.reshape(x.shape)
-        out = _linear(out, c.width, 0.02 / (2 * c.depth) ** 0.5, self.dtype, "out")
+        out = _linear(out.reshape(x.shape), c.width, 0.02 / (2 * c.depth) ** 0.5, self.dtype, "out")
         return out, _probabilities(q, k, same)
 
 
 def _probabilities(q, k, same) -> Float[Array, "batch heads time time"]:
     """What `dot_product_attention` keeps to itself, beside the main path: compiled only where it is used."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    mask = jnp.tril(jnp.ones((1, 1, *scores.shape[2:]), bool))
-    mask = mask if same is None else mask & same
+    mask = jnp.tril(jnp.ones((1, 1, *scores.shape[2:]), bool)) & (True if same is None else same)
     return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
 
 
@@ -174,8 +171,7 @@ class GPT2(nn.Module):
         Returns:
           logits, and features: "embed", "block_i" (the block's output), "final" (after the last LayerNorm), all
           [batch, time, width] in `dtype`; "attention_i", softmax probabilities [batch, heads, time, time], float32.
-
-        Raises `UserError` where a row is longer than `config.length`.
+          `UserError` where a row is longer than `config.length`.
         """
         c = self.config
         if tokens.shape[1] > c.length:
@@ -191,8 +187,8 @@ class GPT2(nn.Module):
             x, probabilities = block(c, self.dtype, name=f"block_{i}")(x, same)
             features |= {f"block_{i}": x, f"attention_{i}": probabilities}
         features["final"] = x = LayerNorm(c.eps, self.dtype, name="ln_f")(x)
-        rows, head = x.reshape(-1, c.width), wte.embedding.astype(self.dtype)
-        logits = jnp.einsum("nd,vd->nv", rows, head, preferred_element_type=jnp.float32)
+        head = wte.embedding.astype(self.dtype)
+        logits = jnp.einsum("nd,vd->nv", x.reshape(-1, c.width), head, preferred_element_type=jnp.float32)
         return logits.reshape(*tokens.shape, c.vocab), features
 
 
@@ -218,8 +214,7 @@ def from_hf(folder: str | os.PathLike, *, dtype: Any = jnp.float32, remat: bool 
     tensors = hf.read_tensors(folder)
     head = tensors.pop("lm_head.weight", None)  # old files store the tied head twice, and every block's causal mask
     wanted = {_hf_name(path): shape for path, shape in _shapes(module).items()}
-    masks = r"h\.\d+\.attn\.(bias|masked_bias)"
-    found = hf.select(tensors, wanted, source=folder, prefix="transformer.", ignore=masks)
+    found = hf.select(tensors, wanted, source=folder, prefix="transformer.", ignore=r"h\.\d+\.attn\.(masked_)?bias")
     if head is not None and not np.array_equal(head.astype(np.float32), found["wte.weight"]):
         raise UserError(f"{folder}: tensor lm_head.weight: found one unlike wte.weight; accepted: a tied head")
     # jnp.array copies: a buffer that JAX owns may be donated, a view of the file may not.
@@ -228,19 +223,18 @@ def from_hf(folder: str | os.PathLike, *, dtype: Any = jnp.float32, remat: bool 
 
 
 def to_hf(module: GPT2, params: dict, folder: str | os.PathLike, **config) -> None:
-    """Write a folder that `transformers.GPT2LMHeadModel.from_pretrained` loads, in float32.
-
+    """Write a float32 folder that `transformers.GPT2LMHeadModel.from_pretrained` loads.
     `config`: more entries for `config.json`, as `bos_token_id` and `eos_token_id` (null if not given: transformers'
     own default, 50256, is out of a small vocabulary). `UserError` for entries that are the model's own, parameters
     that are not those of `module`, and a folder that cannot be written.
     """
-    own = {key: getattr(module.config, ours) for ours, key in _KEYS.items()} | _REQUIRED
-    own |= {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
+    own = _REQUIRED | {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
+    own |= {key: getattr(module.config, ours) for ours, key in _KEYS.items()}
     for key in config.keys() & own.keys():
         raise UserError(f"{key}: found {config[key]!r}; accepted: only entries that the model does not set itself")
-    arrays = {path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()}
-    arrays = hf.select(arrays, _shapes(module), source="params")
-    tensors = {f"transformer.{_hf_name(path)}": x for path, x in arrays.items()}
+    tensors = {path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()}
+    tensors = hf.select(tensors, _shapes(module), source="params")
+    tensors = {f"transformer.{_hf_name(path)}": x for path, x in tensors.items()}
     hf.write_folder(folder, {"bos_token_id": None, "eos_token_id": None} | config | own, tensors)
 
 

@@ -6,6 +6,7 @@ checkpoint carries a fingerprint of its arrays and of its memory, and what does 
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,12 @@ class Checkpoints:
     """Checkpoints of one run in `folder`. minimize: whether a smaller monitored value is a better one."""
 
     def __init__(self, folder: str | Path, *, minimize: bool = True):
-        policies = ocp.training.preservation_policies
         self.folder = Path(folder).absolute()
         self.minimize = minimize
+        self._best: tuple[float, int] | None = None  # sealed with the rest: orbax's own metrics have no checksum
         self._orbax = ocp.training.Checkpointer(
             self.folder,
-            preservation_policy=policies.AnyPreservationPolicy([
-                policies.LatestN(KEPT),
-                policies.BestN(n=1, get_metric_fn=lambda metrics: metrics["monitor"], reverse=minimize,
-                               keep_checkpoints_without_metrics=False),
-            ]),
+            preservation_policy=self,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
         )
@@ -48,23 +45,27 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step of the best checkpoint by its monitored value; the earlier of equals."""
-        scored = [(c.metrics["monitor"], c.step) for c in self._orbax.checkpoints if c.metrics]
-        if not scored:
-            return None
-        return (min(scored) if self.minimize else min((-value, step) for value, step in scored))[1]
+        """The step of the best checkpoint of the run that was restored or saved here; the earlier of equals."""
+        return self._best and self._best[1]
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Orbax's question, when it is about to save: the last ones and the best stay."""
+        newest = sorted(checkpoint.step for checkpoint in checkpoints)[-KEPT:]
+        return [checkpoint.step in newest or checkpoint.step == self.best for checkpoint in checkpoints]
 
     def save(self, step: int, state: Any, data: Any, memory: dict, monitor: float | None = None) -> None:
         """Returns once the state is copied; writing goes on in the background, and `state` may be donated.
 
         memory: JSON. monitor: the value that decides which checkpoint is the best."""
-        sealed = json.dumps({"memory": memory, "position": data.get_state(), "tree": _signature(state)})
-        host = {"sealed": sealed, "digest": _digest(sealed), "fingerprint": int(fingerprint(state))}
         self.wait()
-        self._orbax.save_checkpointables_async(
-            step, {"state": state, "data": data, "host": host},
-            metrics=None if monitor is None else {"monitor": monitor},
-        )
+        if monitor is not None and math.isfinite(monitor):
+            value = monitor if self.minimize else -monitor
+            if self._best is None or value < self._best[0]:
+                self._best = (value, step)
+        sealed = json.dumps({"memory": memory, "position": data.get_state(), "best": self._best, "tree": _signature(state)})
+        host = {"sealed": sealed, "digest": _digest(sealed), "fingerprint": int(fingerprint(state))}
+        if self._orbax.save_checkpointables_async(step, {"state": state, "host": host}) is None:
+            raise RuntimeError(f"{self.folder}: checkpoint {step} was not saved, though the newest is {self.steps[-1]}")
 
     def wait(self) -> None:
         """Until what is being written is committed; raises what the writing raised."""
@@ -74,38 +75,48 @@ class Checkpoints:
         """The newest undamaged (state, memory), with `data` set to its position; None where there is no checkpoint.
 
         abstract: the state's shapes, dtypes and shardings (those of another mesh than it was saved on will do)."""
-        steps = self.steps
-        for step in reversed(steps):
+        damaged = []
+        for step in reversed(self.steps):
             try:
-                return self.load(step, abstract, data)
+                state, sealed = self._read(step, abstract)
             except Damaged as error:
-                say(str(error))
-        if steps:
-            raise UserError(f"{self.folder}: found {len(steps)} checkpoint(s), all damaged; accepted: an intact one, "
+                say(f"{error}; passed over")
+                damaged.append(step)
+                continue
+            for other in damaged:  # the run comes there again, and must be able to save
+                self._orbax.delete(other)
+            self._best = sealed["best"] and tuple(sealed["best"])
+            data.set_state(sealed["position"])
+            return state, sealed["memory"]
+        if damaged:
+            raise UserError(f"{self.folder}: found {len(damaged)} checkpoint(s), all damaged; accepted: an intact one, "
                             "or no such folder (the run then starts again)")
         return None
 
-    def load(self, step: int, abstract: Any, data: Any = None) -> tuple[Any, dict]:
-        """(state, memory) of the checkpoint of `step`; `data`, if given, is set to its position."""
+    def load(self, step: int, abstract: Any) -> tuple[Any, dict]:
+        """(state, memory) of the checkpoint of `step`."""
+        state, sealed = self._read(step, abstract)
+        return state, sealed["memory"]
+
+    def _read(self, step: int, abstract: Any) -> tuple[Any, dict]:
         where = self.folder / str(step)
         try:
             host = self._orbax.load_checkpointables(step, {"host": dict(HOST)})["host"]
             intact = _digest(host["sealed"]) == host["digest"]
         except Exception as error:  # orbax and tensorstore raise many kinds for what cannot be read
-            raise Damaged(f"{where}: found a checkpoint that cannot be read ({_first_line(error)}); passed over") from None
+            raise Damaged(f"{where}: found a checkpoint that cannot be read ({_first_line(error)})") from None
         if not intact:
-            raise Damaged(f"{where}: found host memory that does not match its checksum; passed over")
+            raise Damaged(f"{where}: found host memory that does not match its checksum")
         sealed = json.loads(host["sealed"])
         _check_tree(where, sealed["tree"], _signature(abstract))
         try:
-            wanted = {"state": abstract} | ({} if data is None else {"data": data})
-            state = self._orbax.load_checkpointables(step, wanted)["state"]
+            state = self._orbax.load_checkpointables(step, {"state": abstract})["state"]
             intact = int(fingerprint(state)) == host["fingerprint"]
         except Exception as error:
-            raise Damaged(f"{where}: found arrays that cannot be read ({_first_line(error)}); passed over") from None
-        if not intact or (data is not None and data.get_state() != sealed["position"]):
-            raise Damaged(f"{where}: found arrays that do not match their checksum; passed over")
-        return state, sealed["memory"]
+            raise Damaged(f"{where}: found arrays that cannot be read ({_first_line(error)})") from None
+        if not intact:
+            raise Damaged(f"{where}: found arrays that do not match their checksum")
+        return state, sealed
 
     def close(self) -> None:
         self._orbax.close()

@@ -35,7 +35,8 @@ def reference(request, tmp_path_factory):
     sizes, dtype = REFERENCES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**dict(zip(SIZES, sizes, strict=True)), bos_token_id=0, eos_token_id=0))
+    config = transformers.GPT2Config(**dict(zip(SIZES, sizes, strict=True)), bos_token_id=0, eos_token_id=0)
+    model = transformers.GPT2LMHeadModel(config)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.05 * torch.randn(weight.shape))

@@ -1,0 +1,412 @@
+"""run(config, workdir): resumed to the bit, stopped when sick, refused when it is another job."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill import UserError
+from jaxdistill.recipe import load
+from jaxdistill.training import checkpoint, loop, metrics, plan, store
+from tests import jobs, toy
+from tests.training.killed import MOMENTS
+
+
+def changed(config, **keys):
+    config.update_from_flattened_dict(keys)
+    return config
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def bits(tree) -> list[bytes]:
+    plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    return [np.asarray(plain(leaf)).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def held(workdir: Path, config) -> dict:
+    """All that a finished run of `toy` left: state, memory, lines, result; without the clock's numbers."""
+    folder = workdir / "runs" / "toy-0"
+    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+    last, memory = checkpoints.load(checkpoints.steps[-1], jobs.ready(config).abstract)
+    result = read(folder / "result.json")
+    for clock in (memory, result["row"]):
+        assert clock.pop("seconds") > 0
+    return {
+        "state": bits(last), "memory": memory, "lines": lines(folder), "result": result,
+        "exported": (folder / "export" / "params").read_bytes(), "steps": checkpoints.steps,
+    }
+
+
+def interrupt(monkeypatch, *, at: int, by=signal.SIGTERM) -> None:
+    """The signal arrives while update `at` is looked at."""
+    old = loop.record
+
+    def record(step, found):
+        if step == at:
+            signal.raise_signal(by)
+        return old(step, found)
+
+    monkeypatch.setattr(loop, "record", record)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A job that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    loop.run(jobs.toy(), workdir, quiet=True)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def reference(whole) -> dict:
+    return held(whole, jobs.toy())
+
+
+class TestResume:
+    def test_the_reference_is_complete(self, whole, reference):
+        numbered = [line["step"] for line in reference["lines"] if "loss" in line]
+        assert numbered == list(range(1, 13))
+        assert [line["step"] for line in reference["lines"] if "evaluation" in line] == [4, 8, 12]
+        assert not any("findings" in line for line in reference["lines"])  # a healthy run trips no gate
+        assert reference["memory"]["recipe"] == {"seen": [4, 8, 12]}
+        assert len({line["probes"]["order"] for line in reference["lines"] if "loss" in line}) == 12
+        rates = [line["lr"] for line in reference["lines"] if "loss" in line]
+        assert rates[8] < 0.6 * rates[7]  # react halved it after the second evaluation
+        assert read(whole / "results.json")["rows"][0]["error"] == reference["result"]["row"]["error"]
+
+    @pytest.mark.parametrize("moment", MOMENTS)
+    def test_a_kill_at_any_moment_changes_nothing(self, moment, reference, tmp_path):
+        child = subprocess.run(
+            [sys.executable, "-m", "tests.training.killed", tmp_path, moment], capture_output=True, text=True, timeout=120,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert child.returncode == -signal.SIGKILL, child.stderr[-2000:]
+        loop.run(jobs.toy(), tmp_path, quiet=True)
+        assert held(tmp_path, jobs.toy()) == reference
+
+    @pytest.mark.parametrize(("by", "code", "at"), [(signal.SIGTERM, 75, 5), (signal.SIGINT, 130, 6), (signal.SIGTERM, 75, 12)])
+    def test_a_signal_saves_and_says_how_to_go_on(self, by, code, at, reference, tmp_path, monkeypatch):
+        before = signal.getsignal(by)
+        with monkeypatch.context() as patch:
+            interrupt(patch, at=at, by=by)
+            with pytest.raises(loop.Interrupted, match="goes on from here") as caught:
+                loop.run(jobs.toy(), tmp_path, quiet=True)
+        assert caught.value.code == code
+        assert signal.getsignal(by) is before
+        steps = checkpoint.Checkpoints(tmp_path / "runs/toy-0/checkpoints").steps
+        assert at <= steps[-1] <= at + 1  # the update in flight is finished
+        loop.run(jobs.toy(), tmp_path, quiet=True)
+        found = held(tmp_path, jobs.toy())
+        del found["steps"]
+        assert found == {name: value for name, value in reference.items() if name != "steps"}
+
+    def test_over_a_damaged_checkpoint(self, reference, tmp_path, monkeypatch, capsys):
+        with monkeypatch.context() as patch:
+            interrupt(patch, at=8)
+            with pytest.raises(loop.Interrupted):
+                loop.run(jobs.toy(), tmp_path, quiet=True)
+        folder = tmp_path / "runs" / "toy-0" / "checkpoints"
+        last = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+        (folder / str(last) / "state" / "manifest.ocdbt").write_bytes(b"")
+        loop.run(jobs.toy(), tmp_path)
+        assert "passed over" in capsys.readouterr().out
+        assert held(tmp_path, jobs.toy()) == reference
+
+    def test_a_finished_run_is_not_trained_again(self, whole, reference, monkeypatch):
+        monkeypatch.setattr(loop, "train", None)
+        loop.run(jobs.toy(), whole, quiet=True)
+        assert held(whole, jobs.toy()) == reference
+
+    def test_a_stop_by_react_holds(self, tmp_path, monkeypatch):
+        config = jobs.toy(stop=4)
+        row = loop.run(config, tmp_path, quiet=True)["rows"][0]
+        assert (row["steps"], row["stop"]) == (4, "enough")
+        (tmp_path / "runs/toy-0/result.json").unlink()  # as if killed before the result was written
+        monkeypatch.setattr(loop, "_steps", None)
+        assert loop.run(config, tmp_path, quiet=True)["rows"][0] == row
+
+    def test_micro_batches_resume_too(self, tmp_path, monkeypatch):
+        config = changed(jobs.toy(), **{"train.micro": 2})
+        loop.run(config, tmp_path / "whole", quiet=True)
+        interrupt(monkeypatch, at=7)
+        with pytest.raises(loop.Interrupted):
+            loop.run(config, tmp_path / "cut", quiet=True)
+        monkeypatch.undo()
+        loop.run(config, tmp_path / "cut", quiet=True)
+        a, b = held(tmp_path / "whole", config), held(tmp_path / "cut", config)
+        assert (a["state"], a["lines"]) == (b["state"], b["lines"])
+
+
+class TestSick:
+    def sick(self, config, workdir, match):
+        for _ in range(2):  # and again on a rerun, without training
+            with pytest.raises(loop.Sick, match=match) as caught:
+                loop.run(config, workdir, quiet=True)
+            assert caught.value.code == 1
+        assert not (workdir / "runs/toy-0/result.json").exists()
+
+    def test_non_finite_updates_in_a_row(self, tmp_path):
+        config = changed(jobs.toy(poison=5), **{"train.batch": 64, "gates.non_finite": 3})
+        self.sick(config, tmp_path, "non_finite: update 3")
+        assert [line["finite"] for line in lines(tmp_path / "runs/toy-0")][:3] == [False] * 3
+        assert lines(tmp_path / "runs/toy-0")[2]["findings"][0]["severity"] == "error"
+
+    def test_a_single_bad_batch_is_skipped_and_reported(self, tmp_path):
+        config = changed(jobs.toy(poison=5), **{"train.steps": 8})
+        row = loop.run(config, tmp_path, quiet=True)["rows"][0]
+        assert (row["steps"], row["skipped"]) == (8, 2)  # one batch of each epoch of four
+        bad = [line for line in lines(tmp_path / "runs/toy-0") if not line.get("finite", True)]
+        assert [line["findings"][0]["severity"] for line in bad] == ["warning"] * 2
+
+    def test_a_dead_parameter(self, tmp_path):
+        self.sick(jobs.toy(dead=True), tmp_path, "zero_gradient: update 10: .*dead/kernel")
+
+    def test_a_teacher_that_changed(self, tmp_path, monkeypatch):
+        with monkeypatch.context() as patch:
+            interrupt(patch, at=5)
+            with pytest.raises(loop.Interrupted):
+                loop.run(jobs.toy(), tmp_path, quiet=True)
+        monkeypatch.setattr(toy, "TEACHER", 8)
+        with pytest.raises(UserError, match="facts.teacher"):  # its hash tells first
+            loop.run(jobs.toy(), tmp_path, quiet=True)
+        identity = tmp_path / "runs/toy-0/identity.json"
+        identity.write_text(identity.read_text().replace('"teacher": 7', '"teacher": 8'))
+        self.sick(jobs.toy(), tmp_path, "frozen_moved")
+
+    def test_calibrate_may_write_what_is_frozen(self, tmp_path, monkeypatch):
+        def make(config, old=toy.make):
+            def calibrate(variables, frozen, batches):
+                still = {"kernel": variables.params["still"]["kernel"] * next(batches)["x"].mean()}
+                return variables._replace(params=variables.params | {"still": still})
+
+            return old(config)._replace(calibrate=calibrate)
+
+        monkeypatch.setattr(toy, "make", make)
+        row = loop.run(jobs.toy(), tmp_path, quiet=True)["rows"][0]
+        assert row["steps"] == 12
+
+
+class TestRefused:
+    def test_another_config(self, whole):
+        with pytest.raises(UserError, match=r"train\.lr \(there 0\.01, now 0\.02\)"):
+            loop.run(changed(jobs.toy(), **{"train.lr": 0.02}), whole)
+
+    def test_another_mesh_and_cache_are_the_same_job(self, whole):
+        loop.run(changed(jobs.toy(), mesh=(2, 1, 1), cache="elsewhere"), whole, quiet=True)
+
+    def test_a_folder_of_other_files(self, tmp_path):
+        (tmp_path / "thesis.tex").touch()
+        with pytest.raises(UserError, match="other files"):
+            loop.run(jobs.toy(), tmp_path)
+
+    def test_a_workdir_that_is_a_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(UserError, match="workdir"):
+            loop.run(jobs.toy(), tmp_path / "file")
+
+    def test_a_finished_run_of_other_facts(self, whole, monkeypatch):
+        monkeypatch.setattr(toy, "FACTS", {"rows": 63})
+        with pytest.raises(UserError, match=r"facts\.rows \(there 64, now 63\)"):
+            loop.run(jobs.toy(), whole, quiet=True)
+
+    def test_a_changed_export(self, whole, tmp_path):
+        shutil.copytree(whole, tmp_path / "copy")
+        (tmp_path / "copy/runs/toy-0/export/params").write_bytes(b"other")
+        with pytest.raises(UserError, match="do not match result.json"):
+            loop.run(jobs.toy(), tmp_path / "copy", quiet=True)
+
+    @pytest.mark.parametrize(("change", "match"), [
+        ({"toy.new": 1, "other": 2}, r"config key other: nothing reads it \(nor toy\.new\)"),
+        ({"run.toy.onec": True}, r"run\.toy\.onec: nothing reads it"),
+        ({"run.toy.train": {"step": 3}}, r"train\.step: found in train, which has no such key; accepted: steps"),
+        ({"train.batch": "16"}, r"train\.batch: found '16' \(str\); accepted: int"),
+        ({"train.batch": 0}, r"train\.batch: found 0"),
+        ({"train.final_lr": 1.5}, r"train\.final_lr: found 1\.5; accepted: a share from 0 to 1"),
+        ({"train.lr": float("nan")}, r"train\.lr: found nan"),
+        ({"optimizer.name": "adam"}, r"optimizer\.name: found 'adam'; accepted: adamw, sgd"),
+        ({"seeds": (0, 0)}, "seeds: found"),
+        ({"runs": ()}, "runs: found"),
+        ({"runs": ("no",)}, "runs: found 'no'; accepted: toy"),
+        ({"run.toy.recipe": "nosuch"}, "recipe: found 'nosuch'"),
+        ({"run.toy.once": "yes"}, r"run\.toy\.once: found 'yes'"),
+        ({"run.toy.seconds_of": "late"}, r"run\.toy\.seconds_of: found 'late'; accepted: a run that comes earlier"),
+        ({"monitor": "validation/nosuch"}, "monitor: found 'validation/nosuch'; accepted: validation/error"),
+        ({"train.batch": 128}, "no batch"),
+        ({"mesh": (3, 1, 1)}, r"train\.batch: found 16 with train\.micro 1 and 3 data shard"),
+    ])
+    def test_a_config_that_is_wrong(self, change, match, tmp_path):
+        config = jobs.toy()
+        with config.unlocked(), config.ignore_type():
+            for key, value in change.items():
+                *parents, last = key.split(".")
+                node = config
+                for parent in parents:
+                    node = node[parent]
+                node[last] = value
+        with pytest.raises(UserError, match=match) as caught:
+            loop.run(config, tmp_path, quiet=True)
+        assert "\n" not in str(caught.value)
+
+    def test_a_missing_key(self, tmp_path):
+        config = jobs.toy()
+        del config.toy.kd
+        with pytest.raises(UserError, match=r"config key toy\.kd: missing; accepted here: contrast"):
+            loop.run(config, tmp_path, quiet=True)
+
+
+class TestJob:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def pair(cls, tmp_path_factory):
+        """Two seeds of a toy, taught by one teacher: (workdir, cache, results)."""
+        folder = tmp_path_factory.mktemp("pair")
+        config = changed(jobs.pair(), seeds=(0, 1), cache=str(folder / "cache"), **{"train.steps": 5})
+        return folder / "job", folder / "cache", loop.run(config, folder / "job", quiet=True)
+
+    def config(self, cache, **keys):
+        return changed(jobs.pair(), seeds=(0, 1), cache=str(cache), **{"train.steps": 5}, **keys)
+
+    def test_once_seeds_and_the_table(self, pair):
+        workdir, _, results = pair
+        assert [(row["name"], row["seed"]) for row in results["rows"]] == [("teacher", 0), ("toy", 0), ("toy", 1)]
+        assert results["rows"][1]["error"] != results["rows"][2]["error"]
+        assert read(workdir / "results.json") == results
+        assert results["paired"][0]["b"] == "teacher"
+
+    def test_what_one_run_fills_the_next_ones_take(self, pair):
+        workdir, _, _ = pair
+        values = read(workdir / "runs/toy-1/config.json")
+        assert values["toy"]["teacher"] == str(workdir / "runs/teacher-0/export")
+        identity = read(workdir / "runs/toy-1/result.json")["identity"]
+        assert identity["config"]["toy.teacher"] == "runs/teacher-0"  # not the place it happened to lie
+        assert identity["facts"]["teacher"] == store.folder_digest(workdir / "runs/teacher-0/export")
+
+    def test_a_cached_run_starts_at_once(self, pair, tmp_path, monkeypatch):
+        _, cache, results = pair
+        trained, old = [], loop.train
+        monkeypatch.setattr(loop, "train", lambda built, *a, **k: trained.append(built.run.id) or old(built, *a, **k))
+        found = loop.run(self.config(cache), tmp_path / "again", quiet=True)
+        assert trained == ["toy-0", "toy-1"]
+        assert found["rows"][0] == results["rows"][0]
+        assert [row["error"] for row in found["rows"]] == [row["error"] for row in results["rows"]]
+
+    @pytest.mark.parametrize("file", ["result.json", "export/params"])
+    def test_a_damaged_cache_entry_is_trained_again(self, file, pair, tmp_path, capsys):
+        _, cache, results = pair
+        shutil.copytree(cache, tmp_path / "cache")
+        (entry,) = (tmp_path / "cache" / "runs").iterdir()
+        (entry / file).write_text("{")
+        config = changed(self.config(tmp_path / "cache"), seeds=(0,), runs=("teacher",), headline="")
+        found = loop.run(config, tmp_path / "job", quiet=True)
+        assert "damaged" in capsys.readouterr().out
+        assert found["rows"][0]["error"] == results["rows"][0]["error"]
+        (entry,) = (tmp_path / "cache" / "runs").iterdir()
+        assert read(entry / "result.json")["row"] == found["rows"][0]  # mended
+
+    def test_a_cache_that_cannot_be_written_is_said_and_passed_over(self, tmp_path, capsys):
+        (tmp_path / "file").touch()
+        config = changed(self.config(tmp_path / "file"), seeds=(0,), runs=("teacher",), headline="")
+        assert loop.run(config, tmp_path / "job", quiet=True)["rows"][0]["steps"] == 4
+        assert "not kept" in capsys.readouterr().out
+
+    def test_the_users_own_teacher_is_measured_and_not_trained(self, pair, tmp_path):
+        workdir, cache, results = pair
+        own = str(workdir / "runs/teacher-0/export")
+        found = loop.run(self.config(cache, **{"toy.teacher": own}), tmp_path, quiet=True)
+        assert found["rows"][0]["steps"] == 0
+        np.testing.assert_allclose(found["rows"][0]["error"], results["rows"][0]["error"], rtol=1e-6)
+        assert found["rows"][1]["error"] == results["rows"][1]["error"]
+        assert not (tmp_path / "runs/teacher-0/metrics.jsonl").exists()
+
+    def test_fills_without_given_or_export_is_an_error(self, tmp_path, monkeypatch):
+        config = jobs.pair()
+        config.toy.teacher, config.run.teacher.given = "somewhere", ""
+        with pytest.raises(UserError, match=r"run\.teacher\.given: missing"):
+            loop.run(config, tmp_path / "a", quiet=True)
+        monkeypatch.setattr(toy, "export", None)
+        with pytest.raises(UserError, match=r"run\.teacher\.fills: .*exports nothing"):
+            loop.run(jobs.pair(), tmp_path / "b", quiet=True)
+
+    def test_every_seed_takes_from_its_own(self, tmp_path):
+        """A run that fills a key and is not `once`: toy-1 is taught by teacher-1, which nobody taught."""
+        config = changed(jobs.pair(), seeds=(0, 1), **{"train.steps": 2, "run.teacher.once": False, "run.teacher.cached": False})
+        loop.run(config, tmp_path, quiet=True)
+        for seed in (0, 1):
+            taken = read(tmp_path / f"runs/toy-{seed}/result.json")["identity"]["config"]["toy.teacher"]
+            assert taken == f"runs/teacher-{seed}"
+        assert read(tmp_path / "runs/teacher-1/config.json")["toy"]["teacher"] == ""
+
+
+def test_seconds_of_and_pace_of():
+    config = jobs.toy()
+    config.runs = ("long", "short", "toy")
+    config.run.long = config.run.short = dict(recipe="tests.toy")
+    config.run.toy.update(seconds_of="long", pace_of="short")
+    long, short, run = plan.expand(config)
+    done = {"long-0": {"row": {"seconds": 10.0, "steps": 99}}, "short-0": {"row": {"seconds": 2.0, "steps": 8}}}
+    loop.pace(run, done)
+    assert run.get("train.steps") == 40  # 10 s at 8 updates in 2 s
+    loop.pace(long, done)
+    assert long.get("train.steps") == 12
+    done["short-0"]["row"] = {"seconds": 0.0, "steps": 0}  # stopped before its first update: nothing to go by
+    loop.pace(run, done)
+    assert run.get("train.steps") == 40
+    with pytest.raises(UserError, match=r"run\.toy\.seconds_of: found 'long'"):
+        loop.pace(run, {})
+
+
+class TestLoad:
+    def test_by_dotted_path(self):
+        assert load("tests.toy") is toy.make
+
+    def test_a_module_without_make(self):
+        with pytest.raises(UserError, match="'tests.jobs', which has no `make`"):
+            load("tests.jobs")
+
+    def test_no_such_module(self):
+        with pytest.raises(UserError, match="'tests.nosuch'"):
+            load("tests.nosuch")
+
+    @pytest.mark.parametrize("name", ["", ".", "..", "a b", "tests..toy", ".toy"])
+    def test_nonsense(self, name):
+        with pytest.raises(UserError, match="recipe: "):
+            load(name)
+
+    def test_what_the_recipe_itself_lacks_surfaces(self, tmp_path, monkeypatch):
+        package = tmp_path / "mine"
+        package.mkdir()
+        (package / "lacks.py").write_text("import nosuchpackage\n")
+        (package / "short.py").write_text("import mi\n")
+        (package / "typo.py").write_text("import jax\njax.nosuch\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ModuleNotFoundError, match="nosuchpackage"):
+            load("mine.lacks")
+        with pytest.raises(ModuleNotFoundError, match="'mi'"):
+            load("mine.short")
+        with pytest.raises(AttributeError, match="nosuch"):
+            load("mine.typo")
+
+
+class TestLines:
+    def test_what_a_kill_cut_short_is_cut(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+        written = metrics.Lines(path, step=3)
+        written.write({"step": 3, "loss": float("nan")})
+        written.close()
+        assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1}, {"step": 2}, {"step": 3, "loss": "nan"}]
