@@ -36,7 +36,7 @@ def get_config(variant: str = ""):
         validation=0.05,         # share of the documents
         test=0.05,
         train_tokens=60_000,     # what the student may train on; 0: everything
-        eval_tokens=65_536,      # of validation and of test; 0: everything
+        eval_tokens=32_768,      # of validation and of test; 0: everything
     ))
     config.student = ConfigDict(dict(path="", width=96, depth=2, heads=4, dtype="float32", remat=False))
     config.teacher = ConfigDict(dict(path="", width=160, depth=3, heads=4, dtype="float32", remat=False))

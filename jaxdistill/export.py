@@ -5,6 +5,7 @@ Only the student: projectors, routers and teachers stay behind.
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -26,11 +27,19 @@ def main(argv: list[str]) -> int:
     run = flags.run or headline(flags.workdir)
     folder = flags.workdir / "runs" / run
     if not (folder / "result.json").exists():
-        found = ", ".join(sorted(path.parent.name for path in flags.workdir.glob("runs/*/result.json"))) or "none is"
+        found = ", ".join(sorted(path.parent.name for path in flags.workdir.glob("runs/*/result.json"))) or "none is finished yet"
         raise UserError(f"--run: found {run!r}, which is not a finished run of {flags.workdir}; accepted: {found}")
     if flags.out.exists() and (not flags.out.is_dir() or any(flags.out.iterdir())):
         raise UserError(f"{flags.out}: exists already; accepted: a new folder, or an empty one")
-    shutil.copytree(folder / "export", flags.out, dirs_exist_ok=True)
+    if not (folder / "export").is_dir():
+        raise UserError(f"{folder / 'export'}: missing: the run's recipe exports nothing; accepted: a run that has such a folder")
+    temporary = flags.out.with_name(f".{flags.out.name}.{os.getpid()}")  # whole or not at all
+    try:
+        flags.out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(folder / "export", temporary)
+        temporary.replace(flags.out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     print(f"{run} exported to {flags.out}")
     return 0
 
@@ -39,9 +48,10 @@ def headline(workdir: Path) -> str:
     """The headline run of the job in `workdir`, with its first seed."""
     try:
         config = json.loads((workdir / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{workdir / 'config.json'}: {error}; accepted: the workdir of a job") from None
-    return f"{config['headline'] or config['runs'][-1]}-{config['seeds'][0]}"
+        return f"{config['headline'] or config['runs'][-1]}-{config['seeds'][0]}"
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        why = getattr(error, "strerror", None) or f"not a job's ({type(error).__name__}: {error})"
+        raise UserError(f"{workdir / 'config.json'}: {why}; accepted: the workdir of a job") from None
 
 
 def cli() -> None:

@@ -6,6 +6,7 @@ whatever it returns and knows no task. The two wings meet here and nowhere else.
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -92,9 +93,10 @@ class Schedule:
         except (TypeError, ValueError):
             knots = ()
         fractions = [fraction for fraction, _ in knots]
-        if not knots or fractions != sorted(set(fractions)) or fractions[0] < 0 or fractions[-1] > 1:
+        finite = all(math.isfinite(number) for knot in knots for number in knot)
+        if not knots or not finite or fractions != sorted(set(fractions)) or fractions[0] < 0 or fractions[-1] > 1:
             raise UserError(f"{key}: found {points!r}; accepted: {wanted}")
-        return cls(tuple((fraction * steps, value) for fraction, value in knots))
+        return cls(tuple((fraction * max(steps, 1), value) for fraction, value in knots))
 
     @property
     def constant(self) -> float | None:
@@ -172,13 +174,18 @@ def load(name: str) -> Callable[[Any], Recipe]:
     """`name` -> that recipe's `make`. A bare name is a file of jaxdistill.recipes; a dotted path is any
     importable module of yours that has `make(config) -> Recipe`."""
     path = name if "." in name else f"jaxdistill.recipes.{name}"
+    refused = UserError(
+        f"recipe: found {name!r}, which has no `make`; accepted: a file of jaxdistill/recipes "
+        "(lm, student_aware) or the dotted path of a module with make(config) -> Recipe"
+    )
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise refused
     try:
-        return importlib.import_module(path).make
-    except (ModuleNotFoundError, AttributeError) as error:
-        # A module that is missing inside the recipe is the recipe's own fault: let that one surface.
-        if isinstance(error, ModuleNotFoundError) and not path.startswith(error.name or ""):
-            raise
-        raise UserError(
-            f"recipe: found {name!r}, which has no `make`; accepted: a file of jaxdistill/recipes "
-            "(lm, student_aware) or the dotted path of a module with make(config) -> Recipe"
-        ) from None
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if not f"{path}.".startswith(f"{error.name}."):
+            raise  # what is missing inside the recipe is the recipe's own fault
+        raise refused from None
+    if not hasattr(module, "make"):
+        raise refused
+    return module.make

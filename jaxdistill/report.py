@@ -7,6 +7,7 @@ import base64
 import html
 import io
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -38,10 +39,10 @@ def main(argv: list[str]) -> int:
 
 
 def read(workdir: Path) -> dict:
-    try:
-        return json.loads((workdir / "results.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{workdir / 'results.json'}: {error}; accepted: the workdir of a job with a finished run") from None
+    results = _json(workdir / "results.json", "the workdir of a job with a finished run")
+    if not isinstance(results, dict) or not results.get("rows"):
+        raise UserError(f"{workdir / 'results.json'}: found no rows; accepted: the workdir of a job with a finished run")
+    return results
 
 
 def cells(results: dict, *, brief: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -49,15 +50,15 @@ def cells(results: dict, *, brief: bool = False) -> tuple[list[str], list[list[s
     metric = results["metric"]
     metrics = [metric] + [name for row in results["rows"] for name in row if name not in FIXED and name != metric]
     metrics = [name for name in dict.fromkeys(metrics) if not (brief and name in WIDE)]
-    header = ["run", *(NAMES.get(name, name) for name in metrics), "at best step", "best step", "parameters", "updates", "seconds"]
+    header = ["run", *(NAMES.get(name, name) for name in metrics), "at the best step", "parameters", "updates", "seconds"]
     body = []
     for name in dict.fromkeys(row["name"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["name"] == name]
         mean = lambda values: sum(values) / len(values)  # noqa: E731
         values = [_show(mean([float(row[m]) for row in rows])) if m in rows[0] else "" for m in metrics]
         label = name if len(rows) == 1 else f"{name} (mean of {len(rows)})"
-        body.append([label, *values, _show(mean([float(row["best"].get(metric, "nan")) for row in rows])),
-                     f"{mean([row['best']['step'] for row in rows]):.0f}", f"{rows[0]['parameters']:,}",
+        best = _show(mean([float(row["best"].get(metric, "nan")) for row in rows]))
+        body.append([label, *values, f"{best} ({mean([row['best']['step'] for row in rows]):.0f})", f"{rows[0]['parameters']:,}",
                      f"{mean([row['steps'] for row in rows]):.0f}", f"{mean([row['seconds'] for row in rows]):.1f}"])
     return header, body
 
@@ -72,13 +73,15 @@ def differences(results: dict) -> list[str]:
         low_high = pair["interval"]
         sure = f"95 % interval {low_high[0]:+.3f} to {low_high[1]:+.3f} over {pair['n']} seeds" if low_high else "one seed: no interval"
         said.append(f"{pair['a']} is {'better' if better else 'worse'} than {other} by {abs(pair['mean']):.3f} {unit} ({sure})"
-                    + (f", {pair['retention']:.0%} of the way to the teacher" if "retention" in pair else ""))
+                    + (f", {pair['retention']:.0%} of the way to the teacher" if better and pair.get("retention", 0) > 0 else ""))
     return said
 
 
 def write(workdir: Path, results: dict) -> tuple[Path, Path]:
     """report.html and curves.png."""
-    records = {folder.name: _lines(folder / "metrics.jsonl") for folder in sorted((workdir / "runs").glob("*-*"))}
+    order = [f"{row['name']}-{row['seed']}" for row in results["rows"]]  # then the one that is running
+    folders = sorted((workdir / "runs").glob("*-*"), key=lambda folder: (order.index(folder.name) if folder.name in order else len(order)))
+    records = {folder.name: _lines(folder / "metrics.jsonl") for folder in folders}
     monitor = f"validation/{results['metric']}"
     label = NAMES.get(results["metric"], results["metric"])
     levels = {f"{row['name']}-{row['seed']}": row["validation"][monitor] for row in results["rows"]
@@ -98,8 +101,8 @@ def _page(workdir: Path, results: dict, pictures: list[bytes]) -> str:
     rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
     said = "".join(f"<li>{html.escape(line)}</li>" for line in differences(results))
     images = "".join(f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">' for png in pictures)
-    manifests = [json.loads(path.read_text()) for path in sorted((workdir / "runs").glob("*/manifest.json"))]
-    command_line = " ".join(manifests[-1]["command"]) if manifests else ""
+    manifests = [_json(path, "the file as it was written") for path in sorted((workdir / "runs").glob("*/manifest.json"))]
+    command_line = "python -m jaxdistill.main " + shlex.join(manifests[-1]["command"][1:]) if manifests else ""
     versions = ", ".join(f"{name} {version}" for name, version in (manifests[-1]["packages"] if manifests else {}).items() if version)
     device = manifests[-1]["device"] if manifests else {}
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
@@ -110,7 +113,8 @@ th,td{{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #d8dee4}} th
 img{{max-width:100%;display:block;margin:1rem 0}} small{{color:#5b6770}}</style></head><body>
 <h1>{html.escape(workdir.resolve().name)}</h1>
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>
-<p>Metrics are of the test split; the best step is chosen on validation.</p><ul>{said}</ul>{images}
+<p>Metrics are of the test split; {'lower' if results["minimize"] else 'higher'} {html.escape(NAMES.get(results["metric"], results["metric"]))} is better.
+At the best step: the same metric of the checkpoint (update) that was best on validation.</p><ul>{said}</ul>{images}
 <h2>How it was run</h2><p><code>{html.escape(command_line)}</code></p>
 <p><small>{html.escape(versions)}; {html.escape(json.dumps(device))}</small></p></body></html>
 """
@@ -118,9 +122,10 @@ img{{max-width:100%;display:block;margin:1rem 0}} small{{color:#5b6770}}</style>
 
 def _table(results: dict) -> Table:
     header, body = cells(results, brief=True)
-    table = Table(title="test split", title_justify="left")
+    unit = NAMES.get(results["metric"], results["metric"])
+    table = Table(title=f"test split, {'lower' if results['minimize'] else 'higher'} {unit} is better", title_justify="left")
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index == 0)
     for row in body:
         table.add_row(*row)
     return table
@@ -131,7 +136,19 @@ def _show(value: float) -> str:
 
 
 def _lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    except ValueError as error:
+        raise UserError(f"{path}: found a line that is not JSON ({error}); accepted: the file as it was written") from None
+
+
+def _json(path: Path, accepted: str):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or f'not JSON ({error})'}; accepted: {accepted}") from None
 
 
 def _png(figure) -> bytes:

@@ -59,6 +59,10 @@ def make(config) -> Recipe:
         seen = {"mean": 0.9 * extra["mean"] + 0.1 * jax.lax.stop_gradient(stats["mean"]).mean(0)}
         return {"contrast": Term(nce, jnp.asarray(z.shape[0], jnp.float32))}, seen
 
+    def teach():
+        made = init(jax.random.key(TEACHER)).params
+        return {"teacher": load(teacher, made) if teacher else made}
+
     def init(key):
         keys = jax.random.split(key, 4)
         normal = lambda i, *shape: 0.3 * jax.random.normal(keys[i], shape)  # noqa: E731
@@ -99,7 +103,7 @@ def make(config) -> Recipe:
                      (r"projector", Group("projector", 5.0, 0.1)), (r"still", Group("still", frozen=True))),
         sharding_rules=((r"(body|projector|dead)/kernel", jax.P("fsdp", "model")), (r"body/bias", jax.P(("fsdp", "model")))),
         evaluators={split: Evaluator(split, measure, finish) for split in ("validation", "test")},
-        frozen=lambda: {"teacher": load(teacher, init(jax.random.key(TEACHER)).params) if teacher else init(jax.random.key(TEACHER)).params},
+        frozen=teach,
         facts=FACTS | {"teacher": store.folder_digest(Path(teacher)) if teacher else TEACHER},
         export=export,
     )

@@ -16,7 +16,8 @@ def group_norms(grads, updates, params, groups) -> dict:
     found = {}
     for name, indices in members.items():
         grad, update, param = (optax.tree.norm([tree[index] for index in indices]) for tree in leaves)
-        found[name] = {"grad_norm": grad, "param_norm": param, "update_ratio": jnp.where(param > 0, update / jnp.maximum(param, 1e-30), 0.0)}
+        ratio = jnp.where(param > 0, update / jnp.maximum(param, 1e-30), 0.0)
+        found[name] = {"grad_norm": grad, "param_norm": param, "update_ratio": ratio}
     return found
 
 

@@ -41,6 +41,11 @@ class CausalLM:
     vocab: int
     folder: str
 
+    def hidden_and_head(self, params, tokens, layout: dict) -> tuple:
+        """(final states [batch, time, width], output embedding [vocab, width]): the logits, before they are multiplied out."""
+        _, features = self.module.apply({"params": params}, tokens, **layout)
+        return features["final"], params["wte"]["embedding"]
+
 
 def describe(config: ModelConfig, key: str, *, vocab: int, length: int) -> CausalLM:
     """The model of section `key`; weights are read only by `init`. UserError where it cannot hold `vocab` ids or

@@ -4,33 +4,45 @@ Config: `data` (data.text.TextConfig), `model` (models.ModelConfig: a local Hugg
 `lm.smoothing`, `train.batch`, `optimizer.weight_decay`.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-
+from jaxdistill import UserError
 from jaxdistill.data import packing, text, tokenizer
 from jaxdistill.evaluators import language
-from jaxdistill.losses.classification import cross_entropy
+from jaxdistill.losses.fused_vocab import fused_vocab_loss
 from jaxdistill.models import causal, gpt2
 from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class LMConfig:
+    """The section `lm`. smoothing: share of each label's probability that is spread over all ids."""
+
+    smoothing: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f"config key lm.smoothing: found {self.smoothing}; accepted: 0 or more, and below 1")
 
 
 def make(config) -> Recipe:
     rows = config.data.build(text.TextConfig)
     corpus = text.load(rows)
     student = causal.describe(config.model.build(causal.ModelConfig), "model", vocab=corpus.vocab, length=rows.length)
-    batch, smoothing, decay = config.train.batch, config.lm.smoothing, config.optimizer.weight_decay
+    batch, smoothing, decay = config.train.batch, config.lm.build(LMConfig).smoothing, config.optimizer.weight_decay
 
     def loss(params, extra, frozen, batch, dials, key):
         tokens, labels, where, layout = next_token(batch)
-        logits, _ = student.module.apply({"params": params}, tokens, **layout)
-        lm = jnp.sum(cross_entropy(logits, labels, smoothing=smoothing, where=where))
-        return dials.scale["lm"] * lm, Aux({"lm": Term(lm, jnp.sum(where, dtype=jnp.float32))})
+        hidden, head = student.hidden_and_head(params, tokens, layout)
+        total, sums = fused_vocab_loss(hidden, head, labels, scale=dials.scale, where=where, smoothing=smoothing)
+        return total, Aux({"lm": Term(sums["lm"], jnp.sum(where, dtype=jnp.float32))})
 
     def measure(params, variables, frozen, batch):
         tokens, labels, where, layout = next_token(batch)
-        logits, _ = student.module.apply({"params": params}, tokens, **layout)
-        return language.sums(logits, labels, where, frozen["token_bytes"])
+        return language.chunked_sums(student.hidden_and_head(params, tokens, layout), labels, where, frozen["token_bytes"])
 
     def export(params, folder):
         student.save(params, folder, eos=corpus.eos)

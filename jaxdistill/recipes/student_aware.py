@@ -12,11 +12,10 @@ import jax.numpy as jnp
 from jaxdistill import UserError
 from jaxdistill.data import text, tokenizer
 from jaxdistill.evaluators import language
-from jaxdistill.losses.classification import cross_entropy
-from jaxdistill.losses.divergences import forward_kl
+from jaxdistill.losses.fused_vocab import fused_vocab_loss
 from jaxdistill.models import causal
 from jaxdistill.recipe import Aux, Evaluator, Recipe, Schedule, Term, Variables
-from jaxdistill.recipes.lm import batches, next_token, student_groups
+from jaxdistill.recipes.lm import LMConfig, batches, next_token, student_groups
 
 
 def make(config) -> Recipe:
@@ -26,37 +25,35 @@ def make(config) -> Recipe:
     teacher = causal.describe(config.teacher.build(causal.ModelConfig), "teacher", **sizes)
     student = causal.describe(config.student.build(causal.ModelConfig), "student", **sizes)
     check_same_vocabulary(corpus, teacher, student)
-    batch, smoothing, decay = config.train.batch, config.lm.smoothing, config.optimizer.weight_decay
+    batch, smoothing, decay = config.train.batch, config.lm.build(LMConfig).smoothing, config.optimizer.weight_decay
     kd_weight = Schedule.ramp(config.kd.weight, config.train.steps, "config key kd.weight")
+    if not all(0 <= value <= 1 for _, value in kd_weight.knots):
+        raise UserError(f"config key kd.weight: found {config.kd.weight}; accepted: values from 0 to 1 (the weight of lm is 1 - it)")
     lm_weight = Schedule(tuple((step, 1.0 - value) for step, value in kd_weight.knots))
     temperature = Schedule.ramp(config.kd.temperature, config.train.steps, "config key kd.temperature")
     if min(value for _, value in temperature.knots) <= 0:
         raise UserError(f"config key kd.temperature: found {config.kd.temperature}; accepted: values above 0")
 
     def teach(frozen, tokens, layout):
-        """The teacher's logits: a target, which must not move to meet the student."""
-        logits, _ = teacher.module.apply({"params": frozen["teacher"]}, tokens, **layout)
-        return jax.lax.stop_gradient(logits)
+        """The teacher's final states and head: a target, which must not move to meet the student."""
+        return jax.lax.stop_gradient(teacher.hidden_and_head(frozen["teacher"], tokens, layout))
 
     def loss(params, extra, frozen, batch, dials, key):
         tokens, labels, where, layout = next_token(batch)
+        hidden, head = student.hidden_and_head(params, tokens, layout)
+        total, sums = fused_vocab_loss(
+            hidden, head, labels, scale=dials.scale, where=where, smoothing=smoothing,
+            teacher=None if kd_weight.off else teach(frozen, tokens, layout),
+            temperature=temperature.constant or dials.knobs["temperature"],
+        )
         count = jnp.sum(where, dtype=jnp.float32)
-        logits, _ = student.module.apply({"params": params}, tokens, **layout)
-        total, terms, probes = jnp.zeros((), jnp.float32), {}, {}
-        if not lm_weight.off:
-            lm = jnp.sum(cross_entropy(logits, labels, smoothing=smoothing, where=where))
-            total, terms["lm"] = total + dials.scale["lm"] * lm, Term(lm, count)
-        if not kd_weight.off:
-            warm = dials.knobs["temperature"]
-            kd = warm**2 * jnp.sum(forward_kl(teach(frozen, tokens, layout), logits, temperature=warm, where=where))
-            total, terms["kd"] = total + dials.scale["kd"] * kd, Term(kd, count)
-        probes["valid"] = (count, jnp.asarray(where.size, jnp.float32))
-        return total, Aux(terms, probes=probes)
+        valid = (count, jnp.asarray(where.size, jnp.float32))
+        return total, Aux({name: Term(value, count) for name, value in sums.items()}, probes={"valid": valid})
 
     def measure(params, variables, frozen, batch):
         tokens, labels, where, layout = next_token(batch)
-        logits, _ = student.module.apply({"params": params}, tokens, **layout)
-        return language.sums(logits, labels, where, frozen["token_bytes"], teach(frozen, tokens, layout))
+        states = student.hidden_and_head(params, tokens, layout)
+        return language.chunked_sums(states, labels, where, frozen["token_bytes"], teach(frozen, tokens, layout))
 
     def export(params, folder):
         student.save(params, folder, eos=corpus.eos)

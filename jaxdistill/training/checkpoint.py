@@ -4,9 +4,12 @@ Orbax commits atomically, so a kill leaves the previous checkpoint. What it does
 checkpoint carries a fingerprint of its arrays and of its memory, and what does not match is refused, aloud.
 """
 
+import gc
 import hashlib
 import json
+import logging
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +85,13 @@ class Checkpoints:
             except Damaged as error:
                 say(f"{error}; passed over")
                 damaged.append(step)
-                continue
-            for other in damaged:  # the run comes there again, and must be able to save
-                self._orbax.delete(other)
-            self._best = sealed["best"] and tuple(sealed["best"])
-            data.set_state(sealed["position"])
-            return state, sealed["memory"]
+            else:
+                for other in damaged:  # the run comes there again, and must be able to save
+                    self._orbax.delete(other)
+                self._best = sealed["best"] and tuple(sealed["best"])
+                data.set_state(sealed["position"])
+                return state, sealed["memory"]
+            _collect_quietly()
         if damaged:
             raise UserError(f"{self.folder}: found {len(damaged)} checkpoint(s), all damaged; accepted: an intact one, "
                             "or no such folder (the run then starts again)")
@@ -135,6 +139,16 @@ def _check_tree(where: Path, found: dict, wanted: dict) -> None:
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise UserError(f"{where}: found {name} {found.get(name, 'missing')}; accepted: {wanted.get(name, 'no such array')}")
+
+
+def _collect_quietly() -> None:
+    """Orbax abandons its other reads beside one that failed; asyncio would print a page for each, whenever it goes."""
+    logger = logging.getLogger("asyncio")
+    before, logger.disabled = logger.disabled, True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+    logger.disabled = before
 
 
 def _first_line(error: Exception) -> str:

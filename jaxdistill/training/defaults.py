@@ -25,8 +25,8 @@ def defaults() -> ConfigDict:
         warmup=0.05,                  # share of the updates in which the rate rises linearly from 0
         final_lr=0.0,                 # the cosine ends at this share of lr
         ema=0.0,                      # decay of the moving average that is deployed; 0: the parameters themselves
-        eval_every=100,               # updates between evaluations (each is followed by a checkpoint)
-        checkpoint_every=100,         # updates between checkpoints
+        eval_every=50,                # updates between evaluations (each is followed by a checkpoint)
+        checkpoint_every=50,          # updates between checkpoints
         log_every=1,                  # updates between lines of metrics.jsonl
     ))
     config.optimizer = ConfigDict(dict(

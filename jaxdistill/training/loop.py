@@ -45,15 +45,18 @@ def run(config: Any, workdir: str | Path, *, quiet: bool = False) -> dict:
     Runs that are finished there are kept, one that was interrupted goes on, bit-exactly. A workdir of another
     config is refused with the keys in which it differs. config: a ConfigDict that started from
     jaxdistill.training.defaults. Raises UserError, Interrupted or Sick, each with one line to show."""
+    runs = plan.expand(config)
     workdir = store.claim(Path(workdir), config)
     with _Signals() as signals:
-        with tempfile.TemporaryDirectory() as scratch:
-            check(config, Path(scratch))
         mesh = sharding.make_mesh(plan.as_dict(config)["mesh"])
+        with tempfile.TemporaryDirectory() as scratch:
+            for built in check(config, Path(scratch)):
+                prepare(built, mesh, dry=True)
+        store.keep(workdir, config)  # only now: a config that is refused must not stand in the way of its correction
         rows: list[dict] = []
         done: dict[str, dict] = {}
-        filled: dict[str, tuple[str, str]] = {}  # config key -> (folder, the run it came from)
-        for one in plan.expand(config):
+        filled: dict = {}
+        for one in runs:
             folder = workdir / "runs" / one.id
             fill(one, filled)
             pace(one, done)
@@ -66,8 +69,7 @@ def run(config: Any, workdir: str | Path, *, quiet: bool = False) -> dict:
                 result = train(built, mesh, folder, want, signals, quiet=quiet)
                 if one.spec["cached"]:
                     store.to_cache(folder, want, config)
-            if one.spec["fills"]:
-                filled.setdefault(one.spec["fills"], (str(folder / "export"), one.id))
+            offer(one, folder / "export", filled)
             done[one.id] = result
             rows.append(result["row"])
             results.publish(workdir, rows, config)
@@ -84,11 +86,13 @@ def check(config: Any, scratch: Path) -> list[Built]:
     for one in runs:
         fill(one, filled)
         built.append(build(one))
-        key = one.spec["fills"]
+        key, recipe = one.spec["fills"], built[-1].recipe
+        if key and not recipe.export:
+            raise UserError(f"config key run.{one.name}.fills: found {key!r}, but the recipe {one.spec['recipe']!r} exports nothing; "
+                            "accepted: a recipe with `export`")
         if key and not one.get(key):
-            recipe, folder = built[-1].recipe, scratch / one.name
-            recipe.export(jax.device_get(recipe.init(jax.random.key(0)).params), folder)
-            filled[key] = (str(folder), one.id)
+            recipe.export(jax.device_get(recipe.init(jax.random.key(0)).params), scratch / one.name)
+            offer(one, scratch / one.name, filled)
     unread = plan.unread(config, runs)
     if unread:
         raise UserError(f"config key {unread[0]}: nothing reads it" + (f" (nor {', '.join(unread[1:])})" if unread[1:] else "")
@@ -96,10 +100,16 @@ def check(config: Any, scratch: Path) -> list[Built]:
     return built
 
 
+def offer(one: plan.Run, folder: Path, filled: dict) -> None:
+    """Has `folder` fill the key that the run fills: for later runs of the same seed, or of all seeds if it runs once."""
+    if one.spec["fills"]:
+        filled[one.spec["fills"], None if one.spec["once"] else one.seed] = str(folder), one.id
+
+
 def fill(one: plan.Run, filled: dict) -> None:
     """Puts the folders exported by earlier runs into the keys that wait for them."""
-    for key, (folder, origin) in filled.items():
-        if one.get(key) == "":
+    for (key, seed), (folder, origin) in filled.items():
+        if seed in (None, one.seed) and one.get(key) == "":
             one.set(key, folder)
             one.filled[key] = f"runs/{origin}"
 
@@ -130,14 +140,16 @@ def train(built: Built, mesh, folder: Path, want: dict, signals: "_Signals", *, 
     try:
         data = built.recipe.data("train", built.run.seed) if steps else None
         memory = {"gates": ready.gates.start(), "recipe": built.recipe.memory, "seconds": 0.0, "stop": "",
-                  "validation": {}, "frozen": _frozen_print(ready, ready.state)}
+                  "validation": {}, "frozen": 0}
         state, ready.state = ready.state, None
         restored = checkpoints.restore(ready.abstract, data, terminal.say) if steps else None
         if restored is not None:
             state, memory = restored
             terminal.say(f"{built.run.id}: goes on from update {int(state.step)}")
-        elif steps and built.recipe.calibrate:
-            state = _calibrated(ready, state)
+        else:
+            if steps and built.recipe.calibrate:
+                state = _calibrated(ready, state)
+            memory["frozen"] = _frozen_print(ready, state)  # calibration may write what no update may
         if memory["stop"].startswith(SICK):
             raise Sick(f"{built.run.id} stopped: {memory['stop'].removeprefix(SICK)}")
         if steps and not memory["stop"]:
@@ -241,6 +253,8 @@ def _evaluate(ready: Prepared, state, memory: dict, folder: Path, at: int, termi
         raise UserError(f"config key monitor: found {built.monitor!r}; accepted: {', '.join(found)}")
     if built.recipe.react:
         memory["recipe"], controls, stop = built.recipe.react(memory["recipe"], at, found)
+        if unknown := controls.keys() - state.controls.keys():
+            raise ValueError(f"react moves {sorted(unknown)}; the recipe's controls are {sorted(state.controls)}")
         state = state.replace(controls={
             name: jax.device_put(jax.numpy.asarray(controls.get(name, old), old.dtype), old.sharding)
             for name, old in state.controls.items()

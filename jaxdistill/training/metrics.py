@@ -36,8 +36,12 @@ def plain_json(value):
 def write_json(path: Path, value) -> None:
     """Whole or not at all: a temporary file, then a rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(plain_json(value), indent=1, allow_nan=False) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(plain_json(value), indent=1, allow_nan=False) + "\n")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a file helps nobody, and would make the folder look like someone else's
+        raise
 
 
 class Lines:

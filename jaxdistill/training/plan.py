@@ -18,8 +18,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxdistill import UserError
+from jaxdistill.training.defaults import defaults
 
 RUN_KEYS = {"recipe": "", "once": False, "cached": False, "fills": "", "given": "", "seconds_of": "", "pace_of": ""}
+DEFAULTS = defaults().to_dict()
 JOB_KEYS = ("seeds", "runs", "run", "cache", "mesh", "headline")  # of the job, not of a run: no part of any run's identity
 
 
@@ -67,11 +69,20 @@ class Watched:
 
 
 def check_type(key: str, value: Any, kind: Any) -> None:
-    """One line where `value` is not of `kind` (int, float, str, bool or tuple; an int is a float too)."""
-    kinds = {int: (int,), float: (int, float), str: (str,), bool: (bool,), tuple: (tuple, list)}
+    """One line where `value` is not of `kind` (int, float, str, bool, tuple or dict; an int is a float too)."""
+    kinds = {int: (int,), float: (int, float), str: (str,), bool: (bool,), tuple: (tuple, list), dict: (dict,)}
     allowed = kinds.get(kind)
     if allowed and (not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool)):
-        raise UserError(f"config key {key}: found {value!r} ({type(value).__name__}); accepted: {kind.__name__}")
+        raise UserError(f"config key {key}: found {value!r} ({type(value).__name__}); accepted: {'a section' if kind is dict else kind.__name__}")
+
+
+def check_defaults(values: dict, keys, origin: dict | None = None) -> None:
+    """`keys` of the defaults must be in `values`, of their type. origin: as in `Run`."""
+    for key in keys:
+        where = (origin or {}).get(key, key)
+        if key not in values:
+            raise UserError(f"config key {where}: missing; accepted: a config that starts from jaxdistill.training.defaults")
+        check_type(where, values[key], type(DEFAULTS[key]))
 
 
 @dataclasses.dataclass
@@ -126,17 +137,19 @@ def expand(config: Any, *, everything: bool = False) -> list[Run]:
 
     everything: all runs that are defined, each once with the first seed, in the order of `runs` and then by name."""
     config = as_dict(config)
-    for key in ("runs", "run", "seeds"):
-        if key not in config:
-            raise UserError(f"config key {key}: missing; accepted: a config that starts from jaxdistill.training.defaults")
-    names, seeds = list(config["runs"]), list(config["seeds"])
-    if not seeds or any(not isinstance(seed, int) or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+    check_defaults(config, JOB_KEYS)
+    names, seeds, defined = list(config["runs"]), list(config["seeds"]), ", ".join(config["run"])
+    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"config key seeds: found {tuple(seeds)}; accepted: different whole numbers, as in (0, 1, 2)")
+    if any(type(size) is not int for size in config["mesh"]):
+        raise UserError(f"config key mesh: found {tuple(config['mesh'])}; accepted: whole numbers, as in (-1, 1, 1)")
     for name in names:
-        if name not in config["run"]:
-            raise UserError(f"config key runs: found {name!r}; accepted: {', '.join(config['run'])}")
+        if name not in list(config["run"]) or names.count(name) > 1:  # (a list: what is found may not be hashable)
+            raise UserError(f"config key runs: found {name!r}{' twice' * (names.count(name) > 1)}; accepted: {defined}, each once")
     if not names:
-        raise UserError(f"config key runs: found (); accepted: some of {', '.join(config['run'])}")
+        raise UserError(f"config key runs: found (); accepted: some of {defined}")
+    if config["headline"] not in ("", *config["run"]):
+        raise UserError(f"config key headline: found {config['headline']!r}; accepted: {defined}, or '' for none")
     if everything:
         names, seeds = names + [name for name in config["run"] if name not in names], seeds[:1]
     runs = []
@@ -144,11 +157,24 @@ def expand(config: Any, *, everything: bool = False) -> list[Run]:
         for name in names:
             if index == 0 or not config["run"][name].get("once"):
                 runs.append(_effective(config, name, seed))
+    if not everything:
+        _check_pace(runs)
     return runs
+
+
+def _check_pace(runs: list[Run]) -> None:
+    """A run that is paced by others must come after them for each of its seeds: told before any of them trains."""
+    earlier = set()
+    for run in runs:
+        for key in ("seconds_of", "pace_of") if run.spec["seconds_of"] or run.spec["pace_of"] else ():
+            if f"{run.spec[key]}-{run.seed}" not in earlier:
+                raise UserError(f"config key run.{run.name}.{key}: found {run.spec[key]!r}; accepted: a run that comes earlier in runs")
+        earlier.add(run.id)
 
 
 def _effective(config: dict, name: str, seed: int) -> Run:
     chosen = config["run"][name]
+    check_type(f"run.{name}", chosen, dict)
     spec = RUN_KEYS | {key: value for key, value in chosen.items() if key in RUN_KEYS}
     for key, value in spec.items():
         check_type(f"run.{name}.{key}", value, type(RUN_KEYS[key]))
@@ -156,20 +182,26 @@ def _effective(config: dict, name: str, seed: int) -> Run:
         raise UserError(f"config key run.{name}.recipe: missing; accepted: a recipe's name or dotted path")
     overrides = {key: value for key, value in chosen.items() if key not in RUN_KEYS}
     base = {key: value for key, value in config.items() if key not in JOB_KEYS}
-    values = _merge(base, overrides) | {"seed": seed}
+    values = _merge(base, overrides, f"run.{name}.") | {"seed": seed}
     origin = {key: f"run.{name}.{key}" for key in leaves(overrides)} | {"seed": "seeds"}
+    check_defaults(values, [key for key in DEFAULTS if key not in JOB_KEYS], origin)
     run = Run(name, seed, spec, values, origin, set())
     if spec["fills"] and run.get(spec["fills"]):  # the user's own folder: measured, not trained
+        if run.get(spec["given"]) is None:
+            raise UserError(f"config key run.{name}.given: missing, or no key of the config (found {spec['given']!r}), though "
+                            f"{spec['fills']} is given; accepted: the key that takes the folder, as in 'model.path'")
         run.set(spec["given"], run.get(spec["fills"]))
         run.set("train.steps", 0)
     return run
 
 
-def _merge(base: dict, over: dict) -> dict:
+def _merge(base: dict, over: dict, path: str = "") -> dict:
     merged = {name: _merge(value, {}) if isinstance(value, dict) else value for name, value in base.items()}
     for name, value in over.items():
+        if isinstance(merged.get(name), dict):
+            check_type(path + name, value, dict)
         both = isinstance(value, dict) and isinstance(merged.get(name, {}), dict)
-        merged[name] = _merge(merged.get(name, {}), value) if both else value
+        merged[name] = _merge(merged.get(name, {}), value, f"{path}{name}.") if both else value
     return merged
 
 

@@ -17,22 +17,41 @@ def dry_run(config: Any) -> None:
     """Prints, for each run: what it is, its first batch, parameter groups, loss terms with their schedules, predicted
     peak memory and FLOPs of a step. Raises what a real run would raise before its first step."""
     console = Console(highlight=False, soft_wrap=True)
+    runs = plan.expand(config)
     mesh = sharding.make_mesh(plan.as_dict(config)["mesh"])
+    console.print(f"the job: {', '.join(one.id for one in runs)}")
+    console.print("mesh: " + ", ".join(f"{name} {size}" for name, size in mesh.shape.items()) + f" ({mesh.devices.flat[0].device_kind})")
+    shown: dict[str, str] = {}  # what was printed -> the run it was printed for
     with tempfile.TemporaryDirectory() as scratch:
         for built in loop.check(config, Path(scratch)):
-            ready = prepare(built, mesh, dry=True)
-            train, recipe = built.train, built.recipe
-            console.rule(f"{built.run.name}: recipe {built.run.spec['recipe']}, {train.steps} updates of {train.batch}", align="left")
-            console.print(f"{recipe.facts.get('parameters', 0):,} parameters, mesh {dict(mesh.shape)}, seed {built.run.seed}")
+            ready, recipe, name = prepare(built, mesh, dry=True), built.recipe, built.run.name
+            console.print()
+            console.rule(f"{name}: {_what(built)}", align="left")
+            console.print(f"recipe {built.run.spec['recipe']}, {recipe.facts.get('parameters', 0):,} parameters")
+            same = shown.setdefault(plan.digest([built.run.spec["recipe"], built.run.values]), name)
+            if not built.train.steps or same != name:
+                console.print(f"the program is that of {same}" if built.train.steps else "not trained: only measured")
+                continue
             host = next(recipe.data("train", built.run.seed))
             if recipe.describe:
-                console.print(recipe.describe(host), markup=False)
-            console.print(_groups(ready), _terms(recipe, train.steps))
-            batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=ready.batch_place) for name, x in _whole(host).items()}
+                text = recipe.describe(host)
+                same = shown.setdefault(text, name)
+                console.print(f"first batch: that of {same}" if same != name else f"first batch, decoded:\n{text}", markup=False)
+            console.print(_groups(ready), _terms(recipe, built.train.steps))
+            batch = {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=ready.batch_place) for key, x in _whole(host).items()}
             compiled, gates = compile_step(ready, batch)
             _say_reach(console, gates)
-            _say_cost(console, compiled)
-    console.print("dry run: everything builds; nothing was trained")
+            _say_cost(console, compiled, built.train.micro)
+    console.print("\ndry run: everything builds; nothing was trained")
+
+
+def _what(built) -> str:
+    spec, train = built.run.spec, built.train
+    if not train.steps:
+        return "0 updates"
+    if spec["seconds_of"]:
+        return f"as many updates of {train.batch} as take the seconds of {spec['seconds_of']}"
+    return f"{train.steps} updates of {train.batch}" + (f" in {train.micro} micro-batches" if train.micro > 1 else "")
 
 
 def _whole(host: dict) -> dict:
@@ -42,7 +61,7 @@ def _whole(host: dict) -> dict:
 
 
 def _groups(ready) -> Table:
-    table = Table("group", "lr_mult", "weight decay", "frozen", "arrays", "parameters", title="parameter groups", title_justify="left")
+    table = Table("group", "lr_mult", "weight decay", "frozen", "arrays", "parameters", title="parameter groups (lr_mult: times train.lr)", title_justify="left")
     for row in optim.table(ready.abstract.params, ready.groups):
         table.add_row(row["group"], f"{row['lr_mult']:g}", f"{row['weight_decay']:g}", str(row["frozen"]),
                       str(row["leaves"]), f"{row['parameters']:,}")
@@ -51,7 +70,7 @@ def _groups(ready) -> Table:
 
 def _terms(recipe, steps: int) -> Table:
     shares = (0, 0.1, 0.25, 0.5, 0.75, 1)
-    table = Table("schedule", *(f"{share:.0%}" for share in shares), title="loss terms (weights) and knobs, by share of the updates", title_justify="left")
+    table = Table("schedule", *(f"{share:.0%}" for share in shares), title="weights of the loss terms, and knobs, after a share of the updates", title_justify="left")
 
     def row(name: str, schedule: Schedule) -> None:
         table.add_row(name + (" (off)" if schedule.off else ""), *(f"{float(schedule(share * steps)):.3g}" for share in shares))
@@ -69,11 +88,11 @@ def _say_reach(console: Console, gates) -> None:
         console.print(f"no loss term reaches {len(untouched)} trainable parameter(s): {', '.join(untouched[:5])}", markup=False)
 
 
-def _say_cost(console: Console, compiled) -> None:
+def _say_cost(console: Console, compiled, micro: int) -> None:
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     if memory is not None:
         peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        console.print(f"predicted peak memory a device: {peak / 2**20:,.0f} MiB ({memory.temp_size_in_bytes / 2**20:,.0f} MiB of it while a step runs)")
+        console.print(f"predicted peak memory of a device: {peak / 2**20:,.0f} MiB, {memory.temp_size_in_bytes / 2**20:,.0f} MiB of it only while a step runs")
     cost = cost[0] if isinstance(cost, list) else cost or {}
-    if "flops" in cost:
-        console.print(f"a step on a device: {cost['flops'] / 1e9:,.2f} GFLOP")
+    if "flops" in cost:  # XLA counts the body of a loop once, however often it runs; the update beside it hardly counts
+        console.print(f"predicted FLOPs of a step on a device: {micro * cost['flops'] / 1e9:,.3g} GFLOP")

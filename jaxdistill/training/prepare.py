@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib.util
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,11 @@ class TrainConfig:
                 raise UserError(f"config key train.{key}: found {getattr(self, key)}; accepted: 1 or more")
         if self.steps < 0:
             raise UserError(f"config key train.steps: found {self.steps}; accepted: 0 or more")
-        if self.lr < 0:
+        if not 0 <= self.lr < math.inf:
             raise UserError(f"config key train.lr: found {self.lr}; accepted: 0 or more")
         for key in ("warmup", "final_lr", "ema"):
-            if not 0 <= getattr(self, key) < (1 + (key == "final_lr")):
+            value = getattr(self, key)
+            if not 0 <= value <= 1 or (value == 1 and key != "final_lr"):
                 raise UserError(f"config key train.{key}: found {getattr(self, key)}; accepted: a share from 0 to 1")
 
 
@@ -57,6 +60,14 @@ class OptimizerConfig:
     weight_decay: float  # read by the recipes, whose groups carry it
     clip: float
 
+    def __post_init__(self):
+        for key in ("b1", "b2", "momentum"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UserError(f"config key optimizer.{key}: found {getattr(self, key)}; accepted: 0 or more, and below 1")
+        for key in ("eps", "weight_decay", "clip"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise UserError(f"config key optimizer.{key}: found {getattr(self, key)}; accepted: 0 or more")
+
 
 @dataclasses.dataclass(frozen=True)
 class GatesConfig:
@@ -65,6 +76,11 @@ class GatesConfig:
     non_finite: int
     zero_gradient: int
     ledger_gap: float
+
+    def __post_init__(self):
+        for key, least in (("non_finite", 1), ("zero_gradient", 0), ("ledger_gap", 0)):
+            if not getattr(self, key) >= least:
+                raise UserError(f"config key gates.{key}: found {getattr(self, key)}; accepted: {least} or more")
 
 
 @dataclasses.dataclass
@@ -83,7 +99,17 @@ class Built:
 
 def build(run: Run) -> Built:
     """Reads every key that the run will ever read, so that a key that nothing reads shows before any work."""
-    config: Watched = run.config
+    try:
+        built = _build(run, run.config)
+    except UserError as error:  # in the user's words: `model.width` is written as `run.teacher.model.width`
+        raise UserError(re.sub(r"(?<=^config key )[\w.]+(?=:)", lambda key: run.origin.get(key[0], key[0]), str(error))) from None
+    measured = [name for name, evaluator in built.recipe.evaluators.items() if evaluator.split != "test"]
+    if built.train.steps and measured and built.monitor.split("/")[0] not in measured:
+        raise UserError(f"config key monitor: found {built.monitor!r}; accepted: {', '.join(f'{name}/METRIC' for name in measured)}")
+    return built
+
+
+def _build(run: Run, config: Watched) -> Built:
     if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("config key tensorboard: found True without tensorboardX; accepted: False, or pip install jaxdistill[tensorboard]")
     train = config.train.build(TrainConfig)
@@ -130,13 +156,14 @@ def prepare(built: Built, mesh, *, dry: bool = False) -> Prepared:
     else:
         variables = recipe.init(jax.random.fold_in(root, 0))
         variables = sharding.put(variables, place(variables))
-        fresh = sharding.settle(begin(variables, jax.random.fold_in(root, 1)), places)
+        fresh = jax.jit(begin, donate_argnums=0, out_shardings=places)(variables, jax.random.fold_in(root, 1))
         frozen = recipe.frozen()
         frozen = sharding.put(frozen, place(frozen))
         abstract = _shaped(fresh, places)
 
     lr = objective.learning_rate(train.lr, train.warmup, train.final_lr, train.steps)
-    step = state.make_train_step(recipe, groups, tx, lr, micro=train.micro, ema=train.ema)
+    step = state.make_train_step(recipe, groups, tx, lr, micro=train.micro, ema=train.ema,
+                                 gather=sharding.gathering(recipe.sharding_rules, mesh))
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicate(mesh)))
     names = tuple(optim.path_name(path) for path, _ in jax.tree.leaves_with_path(optim.cut(shapes.params, groups)))
     gates = Gates(names, (), built.gates.zero_gradient, built.gates.non_finite, built.gates.ledger_gap)
@@ -150,7 +177,7 @@ def _shaped(tree, places):
 def compile_step(ready: Prepared, batch: dict):
     """(the compiled step, the gates that know which term reaches which parameter). `batch`: one global batch."""
     recipe = ready.built.recipe
-    gradients = state.make_gradients(recipe, ready.groups, ready.built.train.micro)
+    gradients = state.make_gradients(recipe, ready.groups, ready.built.train.micro)  # (no sharding: who reaches whom is the same)
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     weights = {name: scalar for name, schedule in recipe.weights.items() if not schedule.off}
     knobs = {name: scalar for name in recipe.knobs}
@@ -172,12 +199,16 @@ def evaluate(ready: Prepared, params, extra, *, test: bool, cache: dict) -> dict
             continue
         if evaluator.measure not in cache:
             cache[evaluator.measure] = jax.jit(
-                state.make_eval_step(ready.built.recipe, evaluator), out_shardings=sharding.replicate(ready.mesh)
+                state.make_eval_step(evaluator, sharding.gathering(ready.built.recipe.sharding_rules, ready.mesh)),
+                out_shardings=sharding.replicate(ready.mesh),
             )
         rows = [
             jax.device_get(cache[evaluator.measure](params, extra, ready.frozen, ready.place(batch)))
             for batch in ready.built.recipe.data(evaluator.split, 0)
         ]
+        if not rows:
+            raise UserError(f"evaluator {name}: found no batch in the split {evaluator.split!r}; "
+                            "accepted: more data there, or a smaller train.batch")
         stacked = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
         found |= {f"{name}/{key}": float(value) for key, value in evaluator.finish(stacked).items()}
     return found

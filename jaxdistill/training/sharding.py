@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,8 +21,8 @@ def make_mesh(shape: tuple[int, int, int]) -> Mesh:
     """(data, fsdp, model) over the devices of all processes; one entry may be -1 (whatever is left). A smaller product
     takes the first devices."""
     devices = jax.device_count()
-    shape = tuple(shape)
-    if len(shape) != 3 or any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
+    shape = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    if len(shape) != 3 or any(type(size) is not int or size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
         raise UserError(f"mesh: found {shape}; accepted: (data, fsdp, model), at most one of them -1")
     known = math.prod(size for size in shape if size > 0)
     if -1 in shape and devices % known == 0:
@@ -53,13 +54,33 @@ def shardings(tree: Any, rules: tuple[tuple[str, PartitionSpec], ...], mesh: Mes
     return jax.tree.map_with_path(place, tree)
 
 
+def gathering(rules: tuple[tuple[str, PartitionSpec], ...], mesh: Mesh) -> Callable:
+    """tree -> the tree with its leaves whole along fsdp, as the step computes with them; traced.
+
+    Left to itself, XLA may compute with the shards instead, and on meshes of all three axes its partitioner then drops an
+    all-reduce: wrong gradients, without a word (openxla/xla#40034)."""
+
+    def whole(place: NamedSharding) -> NamedSharding:
+        names = [(name,) if isinstance(name, str) else name or () for name in place.spec]
+        return NamedSharding(mesh, PartitionSpec(*(tuple(one for one in group if one != "fsdp") or None for group in names)))
+
+    def gather(tree):
+        places = jax.tree.map(whole, shardings(tree, rules, mesh))
+        return jax.tree.map(jax.lax.with_sharding_constraint, tree, places)
+
+    return gather if mesh.shape["fsdp"] > 1 else lambda tree: tree
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
 def check_batch(batch: int, micro: int, mesh: Mesh) -> None:
-    """The batch must divide by micro-batches x data shards x processes."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    """The batch must divide by micro-batches x data shards, and these by the processes."""
+    shards, processes = mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count()
+    if shards % processes:
+        raise UserError(f"mesh: found {tuple(mesh.shape.values())}, whose {shards} data shard(s) cannot be divided among {processes} "
+                        "processes; accepted: data x fsdp a multiple of them, as each reads its own part of the batch")
     if micro < 1 or batch < 1 or batch % (micro * shards):
         raise UserError(
             f"train.batch: found {batch} with train.micro {micro} and {shards} data shard(s); "
@@ -76,14 +97,6 @@ def put(tree: Any, places: Any) -> Any:
     memory, and device_put may alias also where it is told not to."""
     placed = jax.tree.map(jax.device_put, tree, places)
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places)(placed)
-
-
-def settle(tree: Any, places: Any) -> Any:
-    """Moves the leaves that do not lie in their sharding yet (scalars, mostly); the others stay as they are."""
-    return jax.tree.map(
-        lambda leaf, place: leaf if leaf.sharding.is_equivalent_to(place, leaf.ndim) else jax.device_put(leaf, place),
-        tree, places,
-    )
 
 
 def to_host(tree: Any) -> Any:

@@ -82,18 +82,19 @@ def _split_floats(tree):
     )
 
 
-def make_gradients(recipe: Recipe, groups, micro: int) -> Callable:
+def make_gradients(recipe: Recipe, groups, micro: int, gather: Callable = lambda tree: tree) -> Callable:
     """(params, extra, frozen, batch, weights, knobs, key) -> (grads, total, terms, probes, extra).
 
     `weights` maps each active term to its weight now. k micro-batches give the gradients of one batch, also when
-    they hold different numbers of valid tokens: the counts of the whole batch are surveyed first."""
+    they hold different numbers of valid tokens: the counts of the whole batch are surveyed first. gather: what is
+    done to parameters and teachers before they are computed with (sharding.gathering)."""
 
     def gradients(params, extra, frozen, batch, weights, knobs, key):
         train, rest = cut(params, groups), cut(params, groups, frozen=True)
         parts, keys = strided(batch, micro), jax.random.split(key, micro)
 
         def loss(train, part, key, scale):
-            return recipe.loss(join(train, rest), extra, frozen, part, Dials(scale, knobs), key)
+            return recipe.loss(gather(join(train, rest)), extra, gather(frozen), part, Dials(scale, knobs), key)
 
         # 1 Survey: the same loss, of which only counts and stats are kept; XLA deletes the rest.
         def survey(part_and_key):
@@ -104,14 +105,15 @@ def make_gradients(recipe: Recipe, groups, micro: int) -> Callable:
             counts, stats = jax.tree.map(lambda x: x[None], survey((jax.tree.map(lambda x: x[0], parts), keys[0])))
         else:
             counts, stats = jax.lax.map(survey, (parts, keys))
-        scale = {name: weights[name] / jnp.maximum(count.sum(), 1) for name, count in counts.items()}
+        # (A term without a weight is told by check_terms, once the terms of `whole` are known too.)
+        scale = {name: weights.get(name, 0.0) / jnp.maximum(count.sum(), 1) for name, count in counts.items()}
         scale = jax.lax.stop_gradient(scale)
 
         # 2 The terms of the whole batch, with their gradient to the parameters and to every example's stats.
         active, fixed = _split_floats(merged(stats))
 
         def whole(train, active):
-            terms, wrote = recipe.whole(join(train, rest), extra, join(active, fixed), knobs)
+            terms, wrote = recipe.whole(gather(join(train, rest)), extra, join(active, fixed), knobs)
             objective.check_terms(recipe.weights, [*counts, *terms])
             shares = (weights[n] * t.factor * t.sum / jnp.maximum(t.count, 1) for n, t in terms.items())
             return sum(shares, jnp.zeros((), jnp.float32)), (terms, wrote)
@@ -148,12 +150,16 @@ def make_gradients(recipe: Recipe, groups, micro: int) -> Callable:
     return gradients
 
 
-def make_train_step(recipe: Recipe, groups, tx, lr: Schedule, *, micro: int, ema: float) -> Callable:
+def make_train_step(
+    recipe: Recipe, groups, tx, lr: Schedule, *, micro: int, ema: float, gather: Callable = lambda tree: tree
+) -> Callable:
     """train_step(state, frozen, batch) -> (state, metrics), to be jitted with `state` donated.
 
     metrics: loss, gap, finite, lr, grad_norm, skipped, streak, terms (the ledger), knobs, groups (norms), probes
     ((sum, count) pairs), moved (bool [trainable leaves])."""
-    gradients = make_gradients(recipe, groups, micro)
+    if unknown := recipe.controls.keys() - {"lr", *recipe.weights}:
+        raise ValueError(f"controls {sorted(unknown)} multiply nothing; a control is 'lr' or the name of a weight")
+    gradients = make_gradients(recipe, groups, micro, gather)
     trainable = jax.tree.map(lambda group: None if group.frozen else group, groups)
 
     def train_step(state: TrainState, frozen, batch):
@@ -199,11 +205,11 @@ def make_train_step(recipe: Recipe, groups, tx, lr: Schedule, *, micro: int, ema
     return train_step
 
 
-def make_eval_step(recipe: Recipe, evaluator) -> Callable:
+def make_eval_step(evaluator, gather: Callable) -> Callable:
     """eval_step(params, extra, frozen, batch) -> arrays; params are the deployed student's."""
 
     def eval_step(params, extra, frozen, batch):
-        variables = Variables(params, extra)
-        return evaluator.measure(params, variables, frozen, batch)
+        params = gather(params)
+        return evaluator.measure(params, Variables(params, extra), gather(frozen), batch)
 
     return eval_step

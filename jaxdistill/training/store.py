@@ -12,11 +12,11 @@ import jax
 from jaxdistill import UserError, __version__
 from jaxdistill.training import manifest, plan
 from jaxdistill.training.metrics import plain_json, write_json
+from jaxdistill.training.sharding import barrier
 
 
 def claim(workdir: Path, config: Any) -> Path:
-    """Makes `workdir` this job's: writable, and holding nothing, or a job of the same config."""
-    wanted = _plain({key: value for key, value in plan.as_dict(config).items() if key not in ("mesh", "cache")})
+    """`workdir`, made where it is not there: it must hold nothing, or a job of the same config."""
     workdir = workdir.absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -25,18 +25,27 @@ def claim(workdir: Path, config: Any) -> Path:
     path = workdir / "config.json"
     if path.exists():
         found = _read(path)
-        keys = plan.difference(found, wanted)
+        keys = plan.difference(found, _job(config))
         if keys:
             raise UserError(f"workdir {workdir}: found a job of another config, differing in {'; '.join(keys[:8])}; "
                             "accepted: the same config, or another --workdir")
-    elif any(workdir.iterdir()):
+    elif jax.process_index() == 0 and any(workdir.iterdir()):  # (another process may see the first one's temporary file)
         raise UserError(f"workdir {workdir}: found other files and no config.json; accepted: an empty folder or a job's own")
-    if jax.process_index() == 0 and not path.exists():
-        try:
-            write_json(path, wanted)
-        except OSError as error:
-            raise UserError(f"workdir {workdir}: {error.strerror}; accepted: a folder that can be written") from None
     return workdir
+
+
+def keep(workdir: Path, config: Any) -> None:
+    """Makes a claimed `workdir` this job's, by its config.json."""
+    if jax.process_index() == 0 and not (workdir / "config.json").exists():
+        try:
+            write_json(workdir / "config.json", _job(config))
+        except OSError as error:
+            raise UserError(f"workdir {workdir}: {error.strerror}; accepted: a folder that can be written, with room in it") from None
+
+
+def _job(config: Any) -> dict:
+    """What makes two jobs the same; where and with how many devices they run does not."""
+    return _plain({key: value for key, value in plan.as_dict(config).items() if key not in ("mesh", "cache")})
 
 
 def begin(folder: Path, built, ready, want: dict) -> None:
@@ -99,14 +108,13 @@ def from_cache(folder: Path, want: dict, config: Any) -> dict | None:
     if jax.process_index() == 0:
         shutil.rmtree(folder, ignore_errors=True)
         _copy(source, folder)
-    from jaxdistill.training.sharding import barrier
-
     barrier(f"cache of {folder.name}")
     try:
         result = finished(folder, want)
     except UserError as error:
         print(f"cache {source}: damaged ({error}); trained again")
         result = None
+    barrier(f"judged {folder.name}")  # all have read it before it goes
     if result is None and jax.process_index() == 0:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(source, ignore_errors=True)
@@ -143,6 +151,9 @@ def _plain(value: Any) -> Any:
 
 def _read(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); accepted: the file as it was written") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: found a JSON {type(value).__name__}; accepted: the file as it was written")
+    return value

@@ -227,5 +227,5 @@ def test_a_job_ends_in_its_rows(job, tmp_path):
 
 
 def test_unlike_tokenizers_are_refused_by_their_hash(job):
-    with pytest.raises(UserError, match="tokenizer"):
-        ready(job, data=dict(vocab=290))
+    with pytest.raises(UserError, match="found tokenizer"):
+        ready(job, data=dict(test=0.4))  # other training text: as many ids, other merges

@@ -5,9 +5,11 @@ import signal
 import sys
 import threading
 
-from tests import conftest  # noqa: F401  (eight CPU devices, compiled programs shared)
-from tests import jobs
+from tests import conftest  # noqa: F401  (before JAX: eight CPU devices, compiled programs shared)
+
+# isort: split
 from jaxdistill.training import checkpoint, loop, metrics
+from tests import jobs
 
 
 def kill(after: float = 0.0) -> None:
@@ -33,7 +35,6 @@ MOMENTS = {
     "before the first checkpoint": lambda: before(metrics.Lines, "write", lambda self, line: line["step"] == 2, kill),
     "in the first save": lambda: before(checkpoint.Checkpoints, "save", lambda self, step, *_: step == 3, lambda: kill(0.005)),
     "in a later save": lambda: before(checkpoint.Checkpoints, "save", lambda self, step, *_: step == 8, lambda: kill(0.03)),
-    "after react": lambda: before(checkpoint.Checkpoints, "save", lambda self, step, *_: step == 8, kill),
     "between two checkpoints": lambda: before(metrics.Lines, "write", lambda self, line: line["step"] == 11, kill),
     "before the result": lambda: before(loop, "write_json", lambda path, _: path.name == "result.json", kill),
 }

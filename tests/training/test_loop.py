@@ -99,7 +99,7 @@ class TestResume:
         loop.run(jobs.toy(), tmp_path, quiet=True)
         assert held(tmp_path, jobs.toy()) == reference
 
-    @pytest.mark.parametrize(("by", "code", "at"), [(signal.SIGTERM, 75, 5), (signal.SIGINT, 130, 6), (signal.SIGTERM, 75, 12)])
+    @pytest.mark.parametrize(("by", "code", "at"), [(signal.SIGTERM, 75, 5), (signal.SIGINT, 130, 6), (signal.SIGTERM, 75, 11)])
     def test_a_signal_saves_and_says_how_to_go_on(self, by, code, at, reference, tmp_path, monkeypatch):
         before = signal.getsignal(by)
         with monkeypatch.context() as patch:
@@ -115,6 +115,7 @@ class TestResume:
         del found["steps"]
         assert found == {name: value for name, value in reference.items() if name != "steps"}
 
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as in test_checkpoint
     def test_over_a_damaged_checkpoint(self, reference, tmp_path, monkeypatch, capsys):
         with monkeypatch.context() as patch:
             interrupt(patch, at=8)
@@ -246,7 +247,7 @@ class TestRefused:
         ({"run.toy.once": "yes"}, r"run\.toy\.once: found 'yes'"),
         ({"run.toy.seconds_of": "late"}, r"run\.toy\.seconds_of: found 'late'; accepted: a run that comes earlier"),
         ({"monitor": "validation/nosuch"}, "monitor: found 'validation/nosuch'; accepted: validation/error"),
-        ({"train.batch": 128}, "no batch"),
+        ({"train.batch": 128}, "no batch in the split 'validation'"),
         ({"mesh": (3, 1, 1)}, r"train\.batch: found 16 with train\.micro 1 and 3 data shard"),
     ])
     def test_a_config_that_is_wrong(self, change, match, tmp_path):

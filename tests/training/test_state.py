@@ -77,10 +77,9 @@ class TestMicroBatches:
         assert counts == {name: float(term.count) for name, term in one[2].items()}
         assert len(set(counts.values())) == 3  # the case is only worth testing where the terms count different things
 
-    @pytest.mark.parametrize("micro", [2, 4])
-    def test_updated_parameters_agree(self, sgd, micro):
+    def test_updated_parameters_agree(self, sgd):
         # SGD: Adam divides rounding noise by itself where a gradient is near 0.
-        other = jobs.ready(job(**RAGGED, **{"train.micro": micro}))
+        other = jobs.ready(job(**RAGGED, **{"train.micro": 4}))
         a, _ = sgd.step(copy(sgd.state), sgd.frozen, sgd.place(batch()))
         b, _ = other.step(other.state, other.frozen, other.place(batch()))
         assert gap(b.params, a.params) < 3e-6
