@@ -248,9 +248,10 @@ def _evaluate(ready: Prepared, state, memory: dict, folder: Path, at: int, termi
     memory["validation"] = found
     if lines:
         lines.write({"step": at, "evaluation": found})
-    terminal.say(f"{built.run.id:<24} {at:>6}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
     if found and built.monitor not in found:
         raise UserError(f"config key monitor: found {built.monitor!r}; accepted: {', '.join(found)}")
+    if found:
+        terminal.say(f"{built.run.id:<24} {at:>6}/{built.train.steps}  {built.monitor} {found[built.monitor]:.4f}")
     if built.recipe.react:
         memory["recipe"], controls, stop = built.recipe.react(memory["recipe"], at, found)
         if unknown := controls.keys() - state.controls.keys():
