@@ -79,8 +79,8 @@ def differences(results: dict) -> list[str]:
 
 def write(workdir: Path, results: dict) -> tuple[Path, Path]:
     """report.html and curves.png."""
-    order = [f"{row['name']}-{row['seed']}" for row in results["rows"]]  # then the one that is running
-    folders = sorted((workdir / "runs").glob("*-*"), key=lambda folder: (order.index(folder.name) if folder.name in order else len(order)))
+    place = {f"{row['name']}-{row['seed']}": index for index, row in enumerate(results["rows"])}  # then the one that is running
+    folders = sorted((workdir / "runs").glob("*-*"), key=lambda folder: place.get(folder.name, len(place)))
     records = {folder.name: _lines(folder / "metrics.jsonl") for folder in folders}
     monitor = f"validation/{results['metric']}"
     label = NAMES.get(results["metric"], results["metric"])
@@ -113,7 +113,7 @@ th,td{{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #d8dee4}} th
 img{{max-width:100%;display:block;margin:1rem 0}} small{{color:#5b6770}}</style></head><body>
 <h1>{html.escape(workdir.resolve().name)}</h1>
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>
-<p>Metrics are of the test split; {'lower' if results["minimize"] else 'higher'} {html.escape(NAMES.get(results["metric"], results["metric"]))} is better.
+<p>Metrics are of the test split; {html.escape(_better(results))}.
 At the best step: the same metric of the checkpoint (update) that was best on validation.</p><ul>{said}</ul>{images}
 <h2>How it was run</h2><p><code>{html.escape(command_line)}</code></p>
 <p><small>{html.escape(versions)}; {html.escape(json.dumps(device))}</small></p></body></html>
@@ -122,13 +122,16 @@ At the best step: the same metric of the checkpoint (update) that was best on va
 
 def _table(results: dict) -> Table:
     header, body = cells(results, brief=True)
-    unit = NAMES.get(results["metric"], results["metric"])
-    table = Table(title=f"test split, {'lower' if results['minimize'] else 'higher'} {unit} is better", title_justify="left")
+    table = Table(title=f"test split, {_better(results)}", title_justify="left")
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index == 0)
     for row in body:
         table.add_row(*row)
     return table
+
+
+def _better(results: dict) -> str:
+    return f"{'lower' if results['minimize'] else 'higher'} {NAMES.get(results['metric'], results['metric'])} is better"
 
 
 def _show(value: float) -> str:

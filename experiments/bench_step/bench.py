@@ -139,7 +139,8 @@ def versus_torch(folder: Path, args) -> None:
     print(f"vocabulary {args.vocab:,}, batch {args.batch} x {args.length}, {args.steps} interleaved steps, medians")
     print(f"jaxdistill {mine:.3f} s ({tokens / mine:,.0f} tokens/s), torch {theirs:.3f} s ({tokens / theirs:,.0f} tokens/s): "
           f"{theirs / mine:.2f} x (step by step: {ratios[len(ratios) // 4]:.2f} to {ratios[3 * len(ratios) // 4]:.2f}, middle half)")
-    print(f"float32 matrix peak {top / 1e9:,.0f} GFLOP/s; jaxdistill at {matmul_flops(args) / mine / top:.0%}, torch at {matmul_flops(args) / theirs / top:.0%}")
+    share = [f"{matmul_flops(args) / seconds / top:.0%}" for seconds in (mine, theirs)]
+    print(f"float32 matrix peak {top / 1e9:,.0f} GFLOP/s; jaxdistill at {share[0]}, torch at {share[1]}")
 
 
 def overhead(folder: Path, args) -> None:

@@ -109,8 +109,8 @@ def split(read: Iterable[tuple[str, str]], config: TextConfig) -> dict[str, list
             key = "validation" if side == "train" else side
             raise UserError(
                 f"data.{key} {getattr(config, key)}: of {sum(counts.values())} documents none falls into {side} "
-                f"({', '.join(f'{name} {count}' for name, count in counts.items())}); "
-                "another fraction or more documents are accepted (a file is one document and is never divided: cut a large one into several)"
+                f"({', '.join(f'{name} {count}' for name, count in counts.items())}); another fraction or more documents "
+                "are accepted (a file is one document and is never divided: cut a large one into several)"
             )
     return {side: sorted(part) for side, part in parts.items()}
 

@@ -21,7 +21,6 @@ from jaxdistill.training.metrics import Lines, TensorBoard, Terminal, record, wr
 from jaxdistill.training.prepare import Built, Prepared, build, compile_step, evaluate, export, prepare
 from jaxdistill.training.state import deployed
 
-
 SICK = "sick: "  # begins the stop reason that a gate leaves in the checkpoint
 
 

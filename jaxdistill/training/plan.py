@@ -73,7 +73,8 @@ def check_type(key: str, value: Any, kind: Any) -> None:
     kinds = {int: (int,), float: (int, float), str: (str,), bool: (bool,), tuple: (tuple, list), dict: (dict,)}
     allowed = kinds.get(kind)
     if allowed and (not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool)):
-        raise UserError(f"config key {key}: found {value!r} ({type(value).__name__}); accepted: {'a section' if kind is dict else kind.__name__}")
+        wanted = "a section" if kind is dict else kind.__name__
+        raise UserError(f"config key {key}: found {value!r} ({type(value).__name__}); accepted: {wanted}")
 
 
 def check_defaults(values: dict, keys, origin: dict | None = None) -> None:

@@ -61,7 +61,8 @@ def _whole(host: dict) -> dict:
 
 
 def _groups(ready) -> Table:
-    table = Table("group", "lr_mult", "weight decay", "frozen", "arrays", "parameters", title="parameter groups (lr_mult: times train.lr)", title_justify="left")
+    table = Table("group", "lr_mult", "weight decay", "frozen", "arrays", "parameters",
+                  title="parameter groups (lr_mult: times train.lr)", title_justify="left")
     for row in optim.table(ready.abstract.params, ready.groups):
         table.add_row(row["group"], f"{row['lr_mult']:g}", f"{row['weight_decay']:g}", str(row["frozen"]),
                       str(row["leaves"]), f"{row['parameters']:,}")
@@ -70,7 +71,8 @@ def _groups(ready) -> Table:
 
 def _terms(recipe, steps: int) -> Table:
     shares = (0, 0.1, 0.25, 0.5, 0.75, 1)
-    table = Table("schedule", *(f"{share:.0%}" for share in shares), title="weights of the loss terms, and knobs, after a share of the updates", title_justify="left")
+    table = Table("schedule", *(f"{share:.0%}" for share in shares),
+                  title="weights of the loss terms, and knobs, after a share of the updates", title_justify="left")
 
     def row(name: str, schedule: Schedule) -> None:
         table.add_row(name + (" (off)" if schedule.off else ""), *(f"{float(schedule(share * steps)):.3g}" for share in shares))
@@ -92,7 +94,8 @@ def _say_cost(console: Console, compiled, micro: int) -> None:
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     if memory is not None:
         peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        console.print(f"predicted peak memory of a device: {peak / 2**20:,.0f} MiB, {memory.temp_size_in_bytes / 2**20:,.0f} MiB of it only while a step runs")
+        console.print(f"predicted peak memory of a device: {peak / 2**20:,.0f} MiB, "
+                      f"{memory.temp_size_in_bytes / 2**20:,.0f} MiB of it only while a step runs")
     cost = cost[0] if isinstance(cost, list) else cost or {}
     if "flops" in cost:  # XLA counts the body of a loop once, however often it runs; the update beside it hardly counts
         console.print(f"predicted FLOPs of a step on a device: {micro * cost['flops'] / 1e9:,.3g} GFLOP")

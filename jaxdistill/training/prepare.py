@@ -180,7 +180,7 @@ def compile_step(ready: Prepared, batch: dict):
     gradients = state.make_gradients(recipe, ready.groups, ready.built.train.micro)  # (no sharding: who reaches whom is the same)
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     weights = {name: scalar for name, schedule in recipe.weights.items() if not schedule.off}
-    knobs = {name: scalar for name in recipe.knobs}
+    knobs = dict.fromkeys(recipe.knobs, scalar)
     s = ready.abstract
     reached = reach(
         lambda weights, *rest: gradients(*rest[:4], weights, *rest[4:])[0],

@@ -18,7 +18,8 @@ TEXT = dict(source="files", path="", field="text", invalid_utf8="error", tokeniz
 
 def documents(folder: Path, count: int = 40) -> None:
     """Sentences of a few words: short documents, so that rows hold several of them and padding."""
-    words = "the a cat dog tree house sees finds likes small red old and then under über 日本 café".split()
+    words = ("the", "a", "cat", "dog", "tree", "house", "sees", "finds", "likes", "small", "red", "old", "and", "then", "under",
+             "über", "日本", "café")
     draw = random.Random(0)
     for i in range(count):
         (folder / f"{i}.txt").write_text(" ".join(draw.choices(words, k=draw.randint(3, 30))) + f" {i}.\n")

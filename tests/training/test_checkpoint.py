@@ -250,7 +250,7 @@ def test_a_kill_during_a_save_leaves_the_previous(tmp_path):
         children[folder] = subprocess.Popen([sys.executable, "-c", textwrap.dedent(KILLED), folder, str(delay)],
                                             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     for folder, child in children.items():
-        assert child.wait(120) == -signal.SIGKILL
+        assert child.wait(240) == -signal.SIGKILL
         step, said = restored(folder)
         assert step in (3, 6)
         assert said == []

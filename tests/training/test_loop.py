@@ -92,7 +92,7 @@ class TestResume:
     @pytest.mark.parametrize("moment", MOMENTS)
     def test_a_kill_at_any_moment_changes_nothing(self, moment, reference, tmp_path):
         child = subprocess.run(
-            [sys.executable, "-m", "tests.training.killed", tmp_path, moment], capture_output=True, text=True, timeout=120,
+            [sys.executable, "-m", "tests.training.killed", tmp_path, moment], capture_output=True, text=True, timeout=240,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert child.returncode == -signal.SIGKILL, child.stderr[-2000:]

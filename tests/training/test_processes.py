@@ -28,7 +28,11 @@ def start(workdir: Path, *more: str) -> list[subprocess.Popen]:
 
 
 def finish(twins) -> tuple[list[int], list[str]]:
-    said = [twin.communicate(timeout=120)[0] for twin in twins]
+    try:
+        said = [twin.communicate(timeout=240)[0] for twin in twins]
+    finally:
+        for twin in twins:  # one that waits for the other would wait on
+            twin.kill()
     return [twin.returncode for twin in twins], said
 
 
