@@ -46,13 +46,13 @@ def get_config(variant: str = ""):
         temperature=((0.0, 1.0),),
     ))
     config.train.lr = 3e-3
-    config.train.steps = 400
+    config.train.steps = 300
 
     # The runs, in order. What a run does not name is as above.
     config.runs = ("teacher", "untouched", "ce_only", "kd", "ce_only_same_seconds")
     config.run = ConfigDict(dict(
         teacher=dict(recipe="lm", once=True, cached=True, fills="teacher.path", given="model.path",
-                     model=dict(config.teacher), data=dict(train_tokens=0), train=dict(steps=700)),
+                     model=dict(config.teacher), data=dict(train_tokens=0), train=dict(steps=500, eval_every=100)),
         untouched=dict(recipe="student_aware", train=dict(steps=0)),
         ce_only=dict(recipe="student_aware", kd=dict(weight=((0.0, 0.0),))),
         kd=dict(recipe="student_aware"),

@@ -18,13 +18,15 @@ def _figure(width: float = 7.2, height: float = 3.4, panels: int = 1):
 
 def validation(records: dict, metric: str, label: str, levels: dict[str, float]) -> Figure:
     """`metric` of every evaluation over the updates, one line a run; `levels` are runs that did not train: a
-    horizontal line each."""
+    horizontal line each, unless it is far from all curves."""
     figure, (axis,) = _figure()
     for index, (run, lines) in enumerate(records.items()):
         points = [(line["step"], line["evaluation"][metric]) for line in lines if metric in line.get("evaluation", {})]
         if points:
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=COLOURS[index % len(COLOURS)], label=run)
-    for index, (run, value) in enumerate(levels.items()):
+    low, high = axis.get_ylim()
+    near = {run: value for run, value in levels.items() if low - (high - low) <= value <= high + (high - low)}  # others would flatten it
+    for index, (run, value) in enumerate(near.items()):
         axis.axhline(value, linestyle=(0, (4, 2)), linewidth=1, color=COLOURS[-1 - index % len(COLOURS)], label=f"{run} (not trained)")
     axis.set(xlabel="updates", ylabel=label, title=f"{label} on validation text")
     axis.legend(fontsize=8, frameon=False)

@@ -104,6 +104,7 @@ def write_folder(folder: str | os.PathLike, config: Mapping[str, Any], tensors: 
         arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         save_file(arrays, weights, metadata={"format": "pt"})  # transformers refuses a file without a format
         text.write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
+        weights.chmod(text.stat().st_mode & 0o777)  # safetensors makes files that only their owner reads
         os.replace(weights, folder / WEIGHTS)
         os.replace(text, folder / CONFIG)
     except (OSError, SafetensorError) as error:

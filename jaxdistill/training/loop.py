@@ -149,6 +149,10 @@ def train(built: Built, mesh, folder: Path, want: dict, signals: "_Signals", *, 
             if steps and built.recipe.calibrate:
                 state = _calibrated(ready, state)
             memory["frozen"] = _frozen_print(ready, state)  # calibration may write what no update may
+            found = evaluate(ready, deployed(state), state.extra, test=False, cache=jitted, most=1 if steps else None)
+            if steps and found and built.monitor not in found:  # one batch, so that it shows before any update
+                raise UserError(f"config key monitor: found {built.monitor!r}; accepted: {', '.join(found)}")
+            memory["validation"] = {} if steps else found
         if memory["stop"].startswith(SICK):
             raise Sick(f"{built.run.id} stopped: {memory['stop'].removeprefix(SICK)}")
         if steps and not memory["stop"]:
@@ -247,8 +251,6 @@ def _evaluate(ready: Prepared, state, memory: dict, folder: Path, at: int, termi
     memory["validation"] = found
     if lines:
         lines.write({"step": at, "evaluation": found})
-    if found and built.monitor not in found:
-        raise UserError(f"config key monitor: found {built.monitor!r}; accepted: {', '.join(found)}")
     if found:
         terminal.say(f"{built.run.id:<24} {at:>6}/{built.train.steps}  {built.monitor} {found[built.monitor]:.4f}")
     if built.recipe.react:

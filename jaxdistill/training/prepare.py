@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import math
 import re
 from pathlib import Path
@@ -189,10 +190,11 @@ def compile_step(ready: Prepared, batch: dict):
     return ready.step.lower(s, ready.frozen, batch).compile(), ready.gates._replace(reach=tuple(reached))
 
 
-def evaluate(ready: Prepared, params, extra, *, test: bool, cache: dict) -> dict[str, float]:
+def evaluate(ready: Prepared, params, extra, *, test: bool, cache: dict, most: int | None = None) -> dict[str, float]:
     """Every evaluator of the test split (test=True), or of all other splits: {'evaluator/metric': value}.
 
-    params: the deployed student's. cache: jitted measures, kept between calls. Sees no loss weight and no step."""
+    params: the deployed student's. cache: jitted measures, kept between calls. most: batches at most, to see what comes.
+    Sees no loss weight and no step."""
     found = {}
     for name, evaluator in ready.built.recipe.evaluators.items():
         if (evaluator.split == "test") != test:
@@ -204,7 +206,7 @@ def evaluate(ready: Prepared, params, extra, *, test: bool, cache: dict) -> dict
             )
         rows = [
             jax.device_get(cache[evaluator.measure](params, extra, ready.frozen, ready.place(batch)))
-            for batch in ready.built.recipe.data(evaluator.split, 0)
+            for batch in itertools.islice(ready.built.recipe.data(evaluator.split, 0), most)
         ]
         if not rows:
             raise UserError(f"evaluator {name}: found no batch in the split {evaluator.split!r}; "
