@@ -46,7 +46,7 @@ def get_config(variant: str = ""):
         temperature=((0.0, 1.0),),
     ))
     config.train.lr = 3e-3
-    config.train.steps = 300
+    config.train.steps = 250
 
     # The runs, in order. What a run does not name is as above.
     config.runs = ("teacher", "untouched", "ce_only", "kd", "ce_only_same_seconds")
