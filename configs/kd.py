@@ -36,7 +36,7 @@ def get_config(variant: str = ""):
         validation=0.05,         # share of the documents
         test=0.05,
         train_tokens=60_000,     # what the student may train on; 0: everything
-        eval_tokens=32_768,      # of validation and of test; 0: everything
+        eval_tokens=16_384,      # of validation and of test; 0: everything
     ))
     config.student = ConfigDict(dict(path="", width=96, depth=2, heads=4, dtype="float32", remat=False))
     config.teacher = ConfigDict(dict(path="", width=160, depth=3, heads=4, dtype="float32", remat=False))
@@ -46,13 +46,13 @@ def get_config(variant: str = ""):
         temperature=((0.0, 1.0),),
     ))
     config.train.lr = 3e-3
-    config.train.steps = 250
+    config.train.steps = 200
 
     # The runs, in order. What a run does not name is as above.
     config.runs = ("teacher", "untouched", "ce_only", "kd", "ce_only_same_seconds")
     config.run = ConfigDict(dict(
         teacher=dict(recipe="lm", once=True, cached=True, fills="teacher.path", given="model.path",
-                     model=dict(config.teacher), data=dict(train_tokens=0), train=dict(steps=500, eval_every=100)),
+                     model=dict(config.teacher), data=dict(train_tokens=0), train=dict(steps=400, eval_every=100)),
         untouched=dict(recipe="student_aware", train=dict(steps=0)),
         ce_only=dict(recipe="student_aware", kd=dict(weight=((0.0, 0.0),))),
         kd=dict(recipe="student_aware"),
