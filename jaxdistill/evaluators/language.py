@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.losses.classification import cross_entropy
 from jaxdistill.losses.divergences import forward_kl
+from jaxdistill.losses.fused_vocab import cut
 
 CHUNK = 512  # tokens (batch x positions) whose logits exist at a time
 
@@ -42,14 +43,7 @@ def sums(
 def chunked_sums(hidden_and_head: tuple, labels, where, token_bytes, teacher: tuple | None = None, *, chunk: int = CHUNK) -> dict:
     """`sums`, from (hidden [batch, time, width], head [vocab, width]) of the student and of the teacher: the sequence is
     scanned, and [batch, time, vocab] never held."""
-    batch, time = labels.shape
-    size = max(1, min(chunk // batch, time))
-    count = -(-time // size)
     heads = [pair and pair[1].astype(pair[0].dtype) for pair in (hidden_and_head, teacher)]
-
-    def cut(x):  # [batch, time, ...] -> [chunks, batch, size, ...], padded with tokens that do not count
-        x = jnp.pad(x, [(0, 0), (0, count * size - time), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
 
     def one(part):
         labels, where, *states = part
@@ -57,7 +51,7 @@ def chunked_sums(hidden_and_head: tuple, labels, where, token_bytes, teacher: tu
                   for rows, head in zip(states, heads, strict=True)]
         return sums(logits[0], labels, where, token_bytes, logits[1])
 
-    parts = jax.tree.map(cut, (labels, where, hidden_and_head[0], teacher and teacher[0]))
+    parts = cut((labels, where, hidden_and_head[0], teacher and teacher[0]), chunk)
     return jax.tree.map(jnp.sum, jax.lax.map(one, parts))
 
 

@@ -85,13 +85,8 @@ _fused.defvjp(_forward, _backward, symbolic_zeros=True)
 def _scan(static, wanted, hidden, head, labels, where, scale, teacher, temperature):
     """(total, sums, gradient of hidden or None, gradient of head or None)."""
     batch, time, width = hidden.shape
-    size = max(1, min(static.chunk // batch, time))
-    count = -(-time // size)
-
-    def cut(x):  # [batch, time, ...] -> [chunks, batch, size, ...], padded with tokens that do not count
-        x = jnp.pad(x, [(0, 0), (0, count * size - time), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
-
+    parts = cut((hidden, labels, where, None if teacher is None else teacher[0]), static.chunk)
+    count, _, size = parts[1].shape
     matrix = head.astype(hidden.dtype)
     teacher_matrix = None if teacher is None else teacher[1].astype(teacher[0].dtype)
     names = sorted(scale)
@@ -117,13 +112,26 @@ def _scan(static, wanted, hidden, head, labels, where, scale, teacher, temperatu
         return (sums, d_head), d_rows
 
     start = {name: jnp.zeros((), jnp.float32) for name in names}, jnp.zeros(head.shape, jnp.float32) if wanted[1] else None
-    parts = jax.tree.map(cut, (hidden, labels, where, None if teacher is None else teacher[0]))
     (sums, d_head), d_rows = jax.lax.scan(body, start, parts)
     d_hidden = None
     if wanted[0]:
         d_hidden = jnp.moveaxis(d_rows, 0, 1).reshape(batch, count * size, width)[:, :time]
     total = sum((scale[name] * sums[name] for name in names), jnp.zeros((), jnp.float32))
     return total, sums, d_hidden, None if d_head is None else d_head.astype(head.dtype)
+
+
+def cut(tree, chunk: int):
+    """[batch, time, ...] -> [chunks, batch, positions, ...] of every leaf, so that a part holds about `chunk` tokens and the
+    batch axis stays whole; padded with zeros, which in `where` are tokens that do not count."""
+
+    def one(x):
+        batch, time = x.shape[:2]
+        size = max(1, min(chunk // batch, time))
+        count = -(-time // size)
+        x = jnp.pad(x, [(0, 0), (0, count * size - time), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+
+    return jax.tree.map(one, tree)
 
 
 def _logits(rows, matrix):
