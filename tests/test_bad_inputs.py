@@ -64,7 +64,9 @@ def files(tmp_path_factory) -> Path:
 
     spoil("no_config", "config.json", None)
     spoil("bad_config", "config.json", b'{"model_type": "gpt2", ')
-    spoil("llama", "config.json", (teacher / "config.json").read_bytes().replace(b'"model_type": "gpt2"', b'"model_type": "llama"'))
+    for kind in ("mamba", "llama"):  # an unknown family; and a GPT-2's entries under another's name
+        entries = (teacher / "config.json").read_text().replace('"model_type": "gpt2"', f'"model_type": "{kind}"')
+        spoil(kind, "config.json", entries.encode())
     spoil("only_bin", "model.safetensors", None)
     (root / "only_bin/pytorch_model.bin").write_bytes(b"\x80\x04.")
     spoil("pickle", "model.safetensors", b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x00}\x94.")
@@ -197,7 +199,10 @@ NO_TEACHER = {"teacher.path": "", "runs": ("kd",), "run.teacher.fills": ""}
     pytest.param({"teacher.path": "{files}/nowhere"}, "nowhere: found nothing; accepted: a folder", id="no teacher folder"),
     pytest.param({"teacher.path": "{files}/no_config"}, "no_config/config.json: not found", id="no config.json"),
     pytest.param({"teacher.path": "{files}/bad_config"}, "bad_config/config.json: not readable as JSON", id="corrupted config.json"),
-    pytest.param({"teacher.path": "{files}/llama"}, "model_type: found 'llama'; accepted: 'gpt2'", id="another model"),
+    pytest.param({"teacher.path": "{files}/mamba"}, "model_type: found 'mamba'; accepted: gpt2, llama, qwen2", id="another model"),
+    pytest.param({"teacher.path": "{files}/llama"}, "llama/config.json: hidden_size: found nothing", id="entries of another model"),
+    pytest.param({"student.family": "mamba"}, "config key student.family: found 'mamba'; accepted: gpt2, llama", id="unknown family"),
+    pytest.param({"student.kv_heads": 2}, "student.kv_heads: found 2 with family gpt2; accepted: 0", id="GPT-2 with groups of queries"),
     pytest.param({"teacher.path": "{files}/only_bin"}, "found only pytorch_model.bin, a pickle, which is never", id="only a pickle"),
     pytest.param({"teacher.path": "{files}/pickle"}, "pickle/model.safetensors: not a readable", id="pickle in disguise"),
     pytest.param({"teacher.path": "{files}/truncated"}, "truncated/model.safetensors: not a readable", id="truncated weights"),

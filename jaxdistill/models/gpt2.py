@@ -8,12 +8,12 @@ import dataclasses
 import functools
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
@@ -207,18 +207,21 @@ def config_from_hf(folder: str | os.PathLike) -> GPT2Config:
         raise UserError(f"{file}: {error}") from None
 
 
-def from_hf(folder: str | os.PathLike, *, dtype: Any = jnp.float32, remat: bool = False) -> tuple[GPT2, dict]:
-    """`(module, params)` of a Hugging Face GPT-2 folder; parameters are float32 whatever the file holds. `UserError`,
-    one line naming the key or file, for a folder, config or tensor that is not as it should be."""
+def from_hf(
+    folder: str | os.PathLike,
+    *,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+    place: Callable[[str], jax.sharding.Sharding] | None = None,
+) -> tuple[GPT2, dict]:
+    """`(module, params)` of a Hugging Face GPT-2 folder; parameters are float32 whatever the file holds. `place`: path
+    of a parameter ("wte/embedding") -> the sharding it is read into. `UserError`, one line naming the key or file, for
+    a folder, config or tensor that is not as it should be."""
     module = GPT2(config_from_hf(folder), dtype=dtype, remat=remat)
-    tensors = hf.read_tensors(folder)
-    head = tensors.pop("lm_head.weight", None)  # old files store the tied head twice, and every block's causal mask
-    wanted = {_hf_name(path): shape for path, shape in _shapes(module).items()}
-    found = hf.select(tensors, wanted, source=folder, prefix="transformer.", ignore=r"h\.\d+\.attn\.(masked_)?bias")
-    if head is not None and not np.array_equal(head.astype(np.float32), found["wte.weight"]):
-        raise UserError(f"{folder}: tensor lm_head.weight: found one unlike wte.weight; accepted: a tied head")
-    # jnp.array copies: a buffer that JAX owns may be donated, a view of the file may not.
-    params = {path: jnp.array(found[_hf_name(path)]) for path in _shapes(module)}
+    params = hf.load(  # old files store the tied head twice, and every block's causal mask
+        folder, _stored(module), place=place, prefix="transformer.",
+        ignore=r"h\.\d+\.attn\.(masked_)?bias", tied=("lm_head.weight", "wte.weight"),
+    )  # fmt: skip
     return module, unflatten_dict(params, sep="/")
 
 
@@ -232,17 +235,21 @@ def to_hf(module: GPT2, params: dict, folder: str | os.PathLike, **config) -> No
     own |= {key: getattr(module.config, ours) for ours, key in _KEYS.items()}
     for key in config.keys() & own.keys():
         raise UserError(f"{key}: found {config[key]!r}; accepted: only entries that the model does not set itself")
-    tensors = {path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()}
-    tensors = hf.select(tensors, _shapes(module), source="params")
-    tensors = {f"transformer.{_hf_name(path)}": x for path, x in tensors.items()}
+    tensors = hf.dump(_stored(module), flatten_dict(params, sep="/"))
+    tensors = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
     hf.write_folder(folder, {"bos_token_id": None, "eos_token_id": None} | config | own, tensors)
 
 
+def decay(config: GPT2Config) -> str:
+    """The regex of the parameters that weight decay is for."""
+    return DECAY
+
+
 @functools.cache
-def _shapes(module: GPT2) -> dict[str, tuple[int, ...]]:
-    """Parameter path -> shape, without allocating any."""
+def _stored(module: GPT2) -> dict[str, hf.Stored]:
+    """Parameter path -> where it lies on disk, without allocating any."""
     tree = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return {path: x.shape for path, x in flatten_dict(tree, sep="/").items()}
+    return {path: hf.Stored(x.shape, _hf_name(path)) for path, x in flatten_dict(tree, sep="/").items()}
 
 
 def _hf_name(path: str) -> str:

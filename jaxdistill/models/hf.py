@@ -1,28 +1,54 @@
 """Weights in and out of Hugging Face folders: `config.json` and safetensors, read strictly.
 
-Nothing here knows a model. A model file says which tensors it wants (`select`) and how they are named.
+Nothing here knows a model. A model file says where each of its parameters lies on disk (`Stored`).
 Pickles (`pytorch_model.bin`, `.pt`) are never opened: unpickling runs code of whoever wrote the file.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (gives numpy the bfloat16 that safetensors needs)
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from jaxdistill import UserError
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
+_KINDS = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint"}  # a header's F32, as numpy says it
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Where a parameter of `shape` lies on disk: in tensor `names`, or in several, stacked on a new first axis.
+    transposed: the last two axes are swapped there (torch's Linear is (out, in))."""
+
+    shape: tuple[int, ...]
+    names: str | tuple[str, ...]
+    transposed: bool = False
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape on disk."""
+        names, shape = ((self.names,), self.shape) if isinstance(self.names, str) else (self.names, self.shape[1:])
+        return dict.fromkeys(names, shape[::-1] if self.transposed else shape)
+
+
+class Header(NamedTuple):
+    """What a file says of a tensor before any of it is read; `part[slices]` reads."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    part: Any
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
@@ -34,65 +60,72 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     return _read_json(folder / CONFIG)
 
 
-def read_tensors(folder: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Every tensor of `folder`, by its name on disk and in its dtype on disk, from one file or from shards."""
+def read_headers(folder: str | os.PathLike) -> dict[str, Header]:
+    """Every tensor of `folder`, by its name on disk, from one file or from shards. Reads no weights."""
     files = _weight_files(Path(folder))
     index = files.pop(0) if files[0].name == INDEX else None
-    tensors, home = {}, {}
+    headers, home = {}, {}
     for path in files:
         try:
-            loaded = load_file(path)
-        except (SafetensorError, OSError, TypeError, KeyError) as error:
+            file = safe_open(path, framework="numpy")
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except (SafetensorError, OSError) as error:
             why = " ".join(str(error).split())
             raise UserError(f"{path}: not a readable safetensors file ({why}); accepted: a complete one") from None
-        for name, tensor in loaded.items():
+        for name, part in parts.items():
             if name in home:
                 raise UserError(f"{path}: tensor {name} is also in {home[name]}; accepted: each tensor once")
-            tensors[name], home[name] = tensor, path.name
+            dtype = re.sub(r"^(F|BF|I|U)(?=\d+$)", lambda kind: _KINDS[kind[0]], part.get_dtype())
+            headers[name], home[name] = Header(tuple(part.get_shape()), dtype, part), path.name
     for name, file in _weight_map(index).items() if index else ():
         if home.get(name) != file:
             found = f"in {home[name]}" if name in home else "nowhere"
             raise UserError(f"{index}: tensor {name}: found {found}; accepted: in {file}, as the index says")
-    return tensors
+    return headers
 
 
-def select(
-    tensors: Mapping[str, np.ndarray],
-    wanted: Mapping[str, tuple[int, ...]],
+def load(
+    folder: str | os.PathLike,
+    stored: Mapping[str, Stored],
     *,
-    source: str | os.PathLike,
+    place: Callable[[str], jax.sharding.Sharding] | None = None,
     prefix: str = "",
     ignore: str = r"(?!)",
-) -> dict[str, np.ndarray]:
-    """The tensors that a model wants, as float32, or a `UserError` naming the first key that is wrong.
+    tied: tuple[str, str] | None = None,
+) -> dict[str, jax.Array]:
+    """Parameter path -> float32 array. All headers are checked before any weight is read; then one parameter at a
+    time is on the host, and of that one only the parts that this process's devices hold.
 
     Args:
-      tensors: what was read, by name on disk.
-      wanted: name -> shape, of all that the model has; names without `prefix`.
-      source: the folder, for the error's line.
+      folder: with `model.safetensors`, or an index and shards.
+      stored: parameter path -> where it lies.
+      place: parameter path -> its sharding; None: whole, on the default device.
       prefix: may stand before a name on disk, or not.
       ignore: regex (full match, without the prefix) of tensors that hold no weights.
+      tied: (tensor, other): the first may be there too, if it equals the second.
     """
-    found: dict[str, np.ndarray] = {}
-    for key, tensor in tensors.items():
-        name = key.removeprefix(prefix)
-        if name in found:
-            raise UserError(f"{source}: tensor {name}: found with and without the prefix {prefix}; accepted: once")
-        if name in wanted or not re.fullmatch(ignore, name):
-            found[name] = tensor
-    for kind, names in (("missing", wanted.keys() - found.keys()), ("unexpected", found.keys() - wanted.keys())):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(
-                f"{source}: tensor {min(names)}{more}: {kind}; found {len(found)} tensors, "
-                f"accepted: exactly the {len(wanted)} that {CONFIG} describes"
-            )
-    for name, shape in wanted.items():
-        if found[name].shape != tuple(shape):
-            raise UserError(f"{source}: tensor {name}: found shape {found[name].shape}; accepted: {tuple(shape)}")
-        if found[name].dtype.name not in _FLOATS:
-            raise UserError(f"{source}: tensor {name}: found {found[name].dtype}; accepted: {', '.join(_FLOATS)}")
-    return {name: found[name].astype(np.float32) for name in wanted}
+    headers = read_headers(folder)
+    copy = headers.pop(tied[0], None) if tied else None
+    wanted = {name: shape for one in stored.values() for name, shape in one.tensors().items()}
+    found = _check(headers, wanted, folder, prefix, ignore)
+    if copy and not (copy.shape == found[tied[1]].shape and np.array_equal(copy.part[()], found[tied[1]].part[()])):
+        raise UserError(f"{folder}: tensor {tied[0]}: found one unlike {tied[1]}; accepted: a tied head")
+    return {path: _read(one, found, place and place(path)) for path, one in stored.items()}
+
+
+def dump(stored: Mapping[str, Stored], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `load`: tensor name -> float32 array, of parameters by path; `UserError` where these are not
+    those of `stored`."""
+    params = {path: np.asarray(x) for path, x in params.items()}
+    shapes = {path: one.shape for path, one in stored.items()}
+    found = _check(params, shapes, "params", "", r"(?!)")
+    tensors = {}
+    for path, one in stored.items():
+        whole = found[path].astype(np.float32)
+        for i, name in enumerate(one.tensors()):
+            tensor = whole if isinstance(one.names, str) else whole[i]
+            tensors[name] = tensor.T if one.transposed else tensor
+    return tensors
 
 
 def write_folder(folder: str | os.PathLike, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
@@ -134,6 +167,58 @@ def params_hash(params: Any) -> str:
         digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _check(tensors: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]], source: Any, prefix: str, ignore: str) -> dict:
+    """`tensors` (arrays or headers) that a model wants, by name without `prefix`, or a `UserError` naming the first key
+    that is wrong."""
+    found: dict[str, Any] = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(prefix)
+        if name in found:
+            raise UserError(f"{source}: tensor {name}: found with and without the prefix {prefix}; accepted: once")
+        if name in wanted or not re.fullmatch(ignore, name):
+            found[name] = tensor
+    for kind, names in (("missing", wanted.keys() - found.keys()), ("unexpected", found.keys() - wanted.keys())):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(
+                f"{source}: tensor {min(names)}{more}: {kind}; found {len(found)} tensors, "
+                f"accepted: exactly the {len(wanted)} that {CONFIG} describes"
+            )
+    for name, shape in wanted.items():
+        if found[name].shape != tuple(shape):
+            raise UserError(f"{source}: tensor {name}: found shape {found[name].shape}; accepted: {tuple(shape)}")
+        if str(found[name].dtype) not in _FLOATS:
+            raise UserError(f"{source}: tensor {name}: found {found[name].dtype}; accepted: {', '.join(_FLOATS)}")
+    return found
+
+
+def _read(one: Stored, found: Mapping[str, Header], sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """The parameter `one` as an array."""
+
+    stacked = not isinstance(one.names, str)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        whole = np.empty([len(range(size)[axis]) for size, axis in zip(one.shape, index, strict=True)], np.float32)
+        names, rest = (one.names[index[0]], index[1:]) if stacked else ((one.names,), index)
+        for i, name in enumerate(names):
+            tensor = found[name].part[rest[::-1] if one.transposed else rest]
+            (whole[i] if stacked else whole)[...] = tensor.T if one.transposed else tensor
+        return whole
+
+    if sharding is None:  # jnp.array copies: a buffer that JAX owns may be donated, a view of the file may not
+        return jnp.array(part((slice(None),) * len(one.shape)))
+    done: dict[tuple, np.ndarray] = {}  # devices that hold the same part share it
+
+    def once(index: tuple[slice, ...]) -> np.ndarray:
+        key = tuple((axis.start, axis.stop) for axis in index)
+        if key not in done:
+            done[key] = part(index)
+        return done[key]
+
+    # Waits, so that the host's copy is gone before the next one is read.
+    return jax.block_until_ready(jax.make_array_from_callback(one.shape, sharding, once))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
