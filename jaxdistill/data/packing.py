@@ -135,7 +135,8 @@ def _order(n: int, seed: int, epoch: int) -> np.ndarray:
 def batches(
     packed: Packed, *, batch: int, seed: int, repeat: bool, shuffle: bool, process_index: int = 0, process_count: int = 1
 ) -> grain.DatasetIterator:
-    """Iterator of {tokens, segments, positions: int32 [B, length + 1]; valid: bool [B]}, B = batch / process_count.
+    """Iterator of {tokens, segments, positions: int32 [B, length + 1]; valid: bool [B]}, B = batch / process_count; of
+    `alignment.Paired`, which is taken too, with its other arrays.
 
     With `repeat`, endless: epochs follow one another without a gap, each shuffled anew, and a batch may span two. Without,
     once through; the last batch is filled up with rows of zeros that are not `valid`. The global batch k is the same for

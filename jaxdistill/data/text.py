@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdistill import UserError
-from jaxdistill.data import cache, packing, tokenizer
+from jaxdistill.data import alignment, cache, packing, tokenizer
+from jaxdistill.data.alignment import Paired
 from jaxdistill.data.documents import SOURCES, documents
 from jaxdistill.data.packing import Packed
 from jaxdistill.data.tokenizer import SMALLEST_VOCAB, Tokenizer
@@ -85,14 +86,16 @@ class Corpus:
       token_bytes: int32 [vocab], UTF-8 bytes that each id stands for: the denominator of bits per byte.
       eos: the end-of-text id.
       facts: JSON-able identity and size of what was read; the manifest's data fingerprint.
+      teacher: of `paired`, the second tokenizer.
     """
 
-    splits: dict[str, Packed]
+    splits: dict[str, Packed | Paired]
     tokenizer: Tokenizer
     vocab: int
     token_bytes: np.ndarray
     eos: int
     facts: dict
+    teacher: Tokenizer | None = None
 
 
 def split(read: Iterable[tuple[str, str]], config: TextConfig) -> dict[str, list[Document]]:
@@ -123,8 +126,7 @@ def load(config: TextConfig) -> Corpus:
       UserError: whatever of the user's does not fit, in one line (see `documents`, `split`, `tokenizer.load`, `verify`).
     """
     counts = collections.Counter(skipped=0, replaced=0, empty=0)
-    parts = split(documents(config, counts), config)
-    prints = {side: cache.key(*(document.digest for document in part)) for side, part in parts.items()}
+    parts, prints = _read(config, counts)
     if config.tokenizer:
         tok = tokenizer.load(config.tokenizer)
     else:
@@ -135,8 +137,8 @@ def load(config: TextConfig) -> Corpus:
     sizes = tokenizer.token_bytes(tok)
     splits = {}
     for side, part in parts.items():
-        limit = "train_tokens" if side == "train" else "eval_tokens"
-        stream, starts = _tokenized(part, tok, getattr(config, limit), f"data.{limit}", side, (prints[side], facts["tokenizer"]))
+        limit = config.train_tokens if side == "train" else config.eval_tokens
+        stream, starts = _tokenized(part, tok, limit, side, (prints[side], facts["tokenizer"]))
         packed = splits[side] = Packed(stream, starts, config.length)
         facts["splits"][side] = {
             "sha256": prints[side],
@@ -148,7 +150,41 @@ def load(config: TextConfig) -> Corpus:
     return Corpus(splits, tok, tok.vocab, sizes, tok.eos, facts)
 
 
-def _tokenized(part: list[Document], tok: Tokenizer, limit: int, key: str, side: str, identity) -> tuple[np.ndarray, np.ndarray]:
+@functools.lru_cache(maxsize=4)
+def paired(config: TextConfig, teacher: str, cap: int = 0) -> Corpus:
+    """`load(config)` with a teacher's tokens beside each row: its splits are `alignment.Paired`.
+
+    Args:
+      teacher: the second tokenizer: a folder, tokenizer.json or hub name.
+      cap: at most so many labels in a row of the teacher (its longest sequence); 0: as many as the longest row needs.
+
+    Raises:
+      UserError: as `load`, and where the text changed since it was loaded.
+    """
+    corpus, tok = load(config), tokenizer.load(teacher)
+    parts, prints = _read(config, collections.Counter())
+    identity, sizes = tokenizer.tokenizer_hash(tok), tokenizer.token_bytes(tok)
+    splits, facts = {}, {}
+    for side, packed in corpus.splits.items():
+        if prints[side] != corpus.facts["splits"][side]["sha256"]:
+            raise UserError(f"data.path {config.path!r}: its {side} documents changed while they were read; text that stays is accepted")
+        used = len(packed.starts)  # of a limited split the first documents
+        stream, starts = _tokenized(parts[side][:used], tok, 0, side, (prints[side], identity, used))
+        rows = splits[side] = alignment.pair(packed, corpus.token_bytes, stream, starts, sizes, cap)
+        aligned = {"teacher_tokens": len(rows.stream) - len(starts), "teacher_length": rows.width}
+        facts[side] = corpus.facts["splits"][side] | aligned | {"aligned": rows.aligned / packed.predicted}
+    return dataclasses.replace(
+        corpus, splits=splits, facts=corpus.facts | {"teacher_tokenizer": identity, "splits": facts}, teacher=tok
+    )
+
+
+def _read(config: TextConfig, counts: collections.Counter) -> tuple[dict[str, list[Document]], dict[str, str]]:
+    """(documents, SHA-256 of them all) by split."""
+    parts = split(documents(config, counts), config)
+    return parts, {side: cache.key(*(document.digest for document in part)) for side, part in parts.items()}
+
+
+def _tokenized(part: list[Document], tok: Tokenizer, limit: int, side: str, identity) -> tuple[np.ndarray, np.ndarray]:
     """(stream, starts) of a split's first `limit` predicted tokens, cached."""
 
     def make():
@@ -161,7 +197,9 @@ def _tokenized(part: list[Document], tok: Tokenizer, limit: int, key: str, side:
         used = part[: len(kept)]
         tokenizer.verify(tok, [document.name for document in used], [document.text for document in used], kept)
         if total < limit and side == "train":  # a budget is exact; what is only measured on may be smaller
-            raise UserError(f"{key} {limit}: the {side} split has {total} tokens; at most {total}, or 0 for all, is accepted")
+            raise UserError(
+                f"data.train_tokens {limit}: the train split has {total} tokens; at most {total}, or 0 for all, is accepted"
+            )
         return packing.concatenate(kept, tok.bos, min(limit, total))
 
     def read(file):
