@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.losses.classification import cross_entropy
 from jaxdistill.losses.divergences import forward_kl
-from jaxdistill.losses.fused_vocab import cut
+from jaxdistill.losses.fused_vocab import parts, vocab_logits
 
 CHUNK = 512  # tokens (batch x positions) whose logits exist at a time
 
@@ -40,25 +40,33 @@ def sums(
     return found
 
 
-def chunked_sums(hidden_and_head: tuple, labels, where, token_bytes, teacher: tuple | None = None, *, chunk: int = CHUNK) -> dict:
-    """`sums`, from (hidden [batch, time, width], head [vocab, width]) of the student and of the teacher: the sequence is
-    scanned, and [batch, time, vocab] never held."""
-    heads = [pair and pair[1].astype(pair[0].dtype) for pair in (hidden_and_head, teacher)]
+def chunked_sums(
+    student: tuple,
+    labels: Int[Array, "batch time"],
+    where: Bool[Array, "batch time"],
+    token_bytes: Int[Array, " vocab"],
+    teacher: tuple | None = None,
+    *,
+    vocab: int | None = None,
+    chunk: int = CHUNK,
+) -> dict[str, Float[Array, ""]]:
+    """`sums`, from (hidden [batch, time, width], head [rows, width][, bias [rows][, softcap]]) of the student and of the
+    teacher: the sequence is walked in parts, and [batch, time, vocab] never held. vocab: ids that are real, of heads with
+    more rows."""
+    count, part = parts(labels.shape, chunk)
 
-    def one(part):
-        labels, where, *states = part
-        logits = [None if rows is None else jnp.einsum("btd,vd->btv", rows, head, preferred_element_type=jnp.float32)
-                  for rows, head in zip(states, heads, strict=True)]
-        return sums(logits[0], labels, where, token_bytes, logits[1])
+    def one(index):
+        _, take, fresh = part(index)
+        logits = [model and vocab_logits(take(model[0]), *model[1:], vocab=vocab) for model in (student, teacher)]
+        return sums(logits[0], take(labels), take(where) & fresh, token_bytes, logits[1])
 
-    parts = cut((labels, where, hidden_and_head[0], teacher and teacher[0]), chunk)
-    return jax.tree.map(jnp.sum, jax.lax.map(one, parts))
+    return jax.tree.map(jnp.sum, jax.lax.map(one, jnp.arange(count)))
 
 
 def finish(stacked: dict[str, np.ndarray]) -> dict[str, float]:
     """Stacked sums of all batches -> bits_per_byte (the headline: comparable between tokenizers), nll (nats a token),
     perplexity (exp of it), and teacher_kl (nats a token), top1_agreement, top5_agreement: how often the teacher's
-    first choice is the student's, or among its first five."""
+    first choice is the student's, or among its first five; of a projected teacher projector_nll (nats an aligned token)."""
     total = {name: float(np.sum(values, dtype=np.float64)) for name, values in stacked.items()}
     tokens = max(total["tokens"], 1.0)
     nll = total["nll"] / tokens
@@ -69,4 +77,13 @@ def finish(stacked: dict[str, np.ndarray]) -> dict[str, float]:
     if "kl" in total:
         found |= {"teacher_kl": total["kl"] / tokens, "top1_agreement": total["top1"] / tokens,
                   "top5_agreement": total["top5"] / tokens}
+    if "projector_nll" in total:
+        found["projector_nll"] = total["projector_nll"] / max(total["projector_tokens"], 1.0)
     return found
+
+
+def unigram_nll(train: np.ndarray, held_out: np.ndarray, vocab: int) -> float:
+    """Nats a token of the ids `held_out` by the frequencies of the ids `train` (plus one each): what knowing nothing of the
+    context gives, the best constant predictor."""
+    counts = np.bincount(train, minlength=vocab) + 1.0
+    return float(-np.mean(np.log(counts / counts.sum())[held_out]))

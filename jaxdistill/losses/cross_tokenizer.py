@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.losses.classification import cross_entropy
-from jaxdistill.losses.fused_vocab import CHUNK, _cuts, vocab_logits
+from jaxdistill.losses.fused_vocab import CHUNK, vocab_logits
+from jaxdistill.losses.mesh import cuts
 
 CERTAIN = -1e-6  # a log-probability nearer to 0 is rounding: log p is a difference of two float32 of about 10
 SPANS = 128  # spans that are summed at a time
@@ -135,8 +136,7 @@ def _by_parts(body: Callable, heads, tokens: tuple, chunk: int) -> Float[Array, 
     """body(heads, part of each array of `tokens`) -> [batch, positions], part by part along the time axis.
 
     On a mesh every device walks its own tokens, and the gradients of the heads are summed once, after the walk."""
-    mesh = jax.typeof(tokens[0]).sharding.mesh
-    batch, positions = _cuts(mesh, *tokens[0].shape[:2])
+    mesh, batch, positions = cuts(tokens[0])
     walk = functools.partial(_walk, jax.checkpoint(body, prevent_cse=False), chunk)  # a scan prevents it already
     if not batch + positions:
         return walk(heads, tokens)

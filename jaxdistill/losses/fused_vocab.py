@@ -1,167 +1,260 @@
 """Next-token cross-entropy and distillation from hidden states and heads, without ever holding [batch, time, vocab].
 
-The sequence is scanned in chunks, so that the batch axis stays sharded and a chunk's logits stay near the core. The
-gradient is formed in the forward pass, while the logits are there: no second pass over the head, no residuals but the
-gradient itself.
+The sequence is walked in parts, so that the batch axis stays whole and a part's logits stay near the core. The gradient
+is formed in the forward pass, while the logits are there: no second pass over the head, no residuals but the gradient
+itself. On a mesh every device walks its own tokens, and the head's gradient is summed once, after the walk.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-CHUNK = 256  # tokens (batch x positions) whose logits exist at a time
+from jaxdistill.losses.classification import cross_entropy
+from jaxdistill.losses.divergences import ALPHA, BETA, TOP_K, Temperature, divergence, forward_kl
+from jaxdistill.losses.mesh import cuts
+from jaxdistill.recipe import Term
+
+CHUNK = 256  # tokens (batch x positions) whose logits exist at a time, on each device
 
 
 class _Static(NamedTuple):
-    chunk: int
-    smoothing: float
+    kind: str
+    options: tuple[tuple[str, float], ...]
+    softcaps: tuple[float | None, float | None]  # the student's, the teacher's
     temperature: float | None  # None: traced
+    smoothing: float
+    vocab: int | None
+    chunk: int
+    probe: bool
+
+
+class _Model(NamedTuple):
+    """What logits are made of; also the gradients to it, and whether they are wanted."""
+
+    hidden: Any
+    head: Any
+    bias: Any
 
 
 def fused_vocab_loss(
     hidden: Float[Array, "batch time width"],
-    head: Float[Array, "vocab width"],
+    head: Float[Array, "rows width"],
     labels: Int[Array, "batch time"],
     *,
     scale: dict,
     where: Bool[Array, "batch time"],
-    teacher: tuple[Float[Array, "batch time teacher_width"], Float[Array, "vocab teacher_width"]] | None = None,
-    temperature: float | Float[Array, ""] = 1.0,
-    smoothing: float = 0.0,
+    teacher: tuple | None = None,
+    kd_where: Bool[Array, "batch time"] | None = None,
+    head_bias: Float[Array, " rows"] | None = None,
+    softcap: int | float | None = None,
+    temperature: Temperature = 1.0,
+    kind: str = "forward_kl",
+    alpha: int | float = ALPHA,
+    beta: int | float = BETA,
+    top_k: int = TOP_K,
+    smoothing: int | float = 0.0,
+    vocab: int | None = None,
     chunk: int = CHUNK,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """total = scale["lm"] * sum CE + scale["kd"] * sum T^2 KL(teacher^T || student^T), and the two sums by name.
+    probe: bool = False,
+) -> tuple[Float[Array, ""], dict[str, Term], dict[str, tuple]]:
+    """total = scale["lm"] * sum CE + scale["kd"] * sum T^2 divergence(teacher, student at T), in nats.
 
     Args:
-      hidden, head: the student's final states and output embedding; logits are hidden @ head.T, in hidden's dtype with
-        float32 accumulation.
+      hidden, head: the student's final states and output embedding; logits are hidden @ head.T (+ head_bias), in hidden's
+        dtype with float32 accumulation.
       scale: weight / count of the whole batch, for each of "lm" and "kd" that is wanted. Traced; not differentiated.
-      where: tokens that count; the others give nothing, whatever they hold.
-      teacher: the teacher's (hidden, head) of the same vocabulary; a target, gets no gradient.
-      temperature: of kd. A Python float is compiled in (1.0 spares a softmax), an array may move.
-      smoothing: of lm, as in `classification.cross_entropy`.
-      chunk: tokens whose logits exist at a time; any value gives the same result to float rounding.
+      where: tokens that count in lm; the others give nothing, whatever they hold. kd_where: the same for kd (where).
+      teacher: (hidden, head[, bias[, softcap]]) of the teacher, whose width may differ; a target, gets no gradient.
+      softcap: c, for logits that are c tanh(logits / c) (Gemma 2, arXiv 2408.00118).
+      temperature: of kd. A Python number is compiled in, an array may move.
+      kind: of kd: a name in `divergences.KINDS`, with alpha, beta or top_k (its k) where it takes one.
+      smoothing: of lm, as in `classification.cross_entropy`, over the real ids.
+      vocab: the number of real ids, where heads hold more rows: the rest is padding, which takes no probability.
+      chunk: tokens whose logits exist at a time on a device; any value gives the same result to float rounding.
+      probe: also return `teacher_kl` (forward KL at T = 1) and `top1_agreement` (the teacher's first choice is the
+        student's) over kd_where, as (sum, count).
 
     Returns:
-      total, differentiable in hidden and head; the sums, to be looked at: differentiating them is a TypeError at trace.
+      total, differentiable in hidden, head and head_bias; the Terms that scale names, kd's sum with its T^2; the probes,
+      or {}. Terms and probes are to be looked at: differentiating their sums is a TypeError at trace.
 
-    The definitions are `classification.cross_entropy` and `divergences.forward_kl`, to which the tests hold this.
+    The definitions are those of `classification` and `divergences`, which are called here on each part.
     """
-    static = _Static(chunk, smoothing, temperature if isinstance(temperature, (int, float)) else None)
-    fixed = jax.lax.stop_gradient((scale, teacher if "kd" in scale else None, jnp.asarray(temperature, jnp.float32)))
-    return _fused(static, hidden, head, labels, where, *fixed)
+    _check(head, scale, teacher, vocab)
+    options = {"alpha": alpha, "beta": beta, "k": top_k}
+    divergence(kind, **options)  # a wrong name is refused also where kd is not wanted
+    teacher_hidden, teacher_head, teacher_bias, teacher_softcap = (*(teacher or ()), None, None, None, None)[:4]
+    constant = float(temperature) if isinstance(temperature, (int, float)) else None
+    static = _Static(kind, tuple(options.items()), (softcap, teacher_softcap), constant, smoothing, vocab, chunk, probe)
+    target = _Model(teacher_hidden, teacher_head, teacher_bias) if teacher and (probe or "kd" in scale) else None
+    masks = {"lm": where, "kd": where if kd_where is None else kd_where}
+    fixed = jax.lax.stop_gradient((target, scale, jnp.asarray(temperature, jnp.float32)))
+    total, sums, probes = _fused(static, _Model(hidden, head, head_bias), labels, masks, *fixed)
+    counts = {name: jnp.sum(mask, dtype=jnp.float32) for name, mask in masks.items()}
+    terms = {name: Term(value, counts[name]) for name, value in sums.items()}
+    return total, terms, {name: (value, counts["kd"]) for name, value in probes.items()}
+
+
+def _check(head, scale: dict, teacher: tuple | None, vocab: int | None) -> None:
+    accepted = ("lm", "kd") if teacher else ("lm",)
+    if not scale.keys() <= set(accepted):
+        raise ValueError(f"scale: found {', '.join(scale)}; accepted: {', '.join(accepted)} (kd where there is a teacher)")
+    rows = [head.shape[0], *([teacher[1].shape[0]] if teacher else [])]
+    if vocab is None and len(set(rows)) > 1:
+        raise ValueError(f"teacher: found heads of {rows} rows; accepted: the same number, or `vocab`, the ids that both hold")
+    if vocab is not None and not 0 < vocab <= min(rows):
+        raise ValueError(f"vocab: found {vocab} with heads of {rows} rows; accepted: from 1 to {min(rows)}")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(static, hidden, head, labels, where, scale, teacher, temperature):
-    total, sums, _, _ = _scan(static, (False, False), hidden, head, labels, where, scale, teacher, temperature)
-    return total, sums
+def _fused(static, student, *rest):
+    found, _ = _spread(static, _Model(False, False, False), student, *rest)
+    return found
 
 
-def _forward(static, hidden, head, *rest):
-    wanted = hidden.perturbed, head.perturbed
-    rest = jax.tree.map(lambda x: x.value, rest, is_leaf=lambda x: hasattr(x, "perturbed"))
-    total, sums, d_hidden, d_head = _scan(static, wanted, hidden.value, head.value, *rest)
-    return (total, sums), (d_hidden, d_head)
+def _forward(static, student, *rest):
+    wanted = _Model(*(leaf is not None and leaf.perturbed for leaf in student))
+    student, rest = jax.tree.map(lambda x: x.value, (student, rest), is_leaf=lambda x: hasattr(x, "perturbed"))
+    found, gradients = _spread(static, wanted, student, *rest)
+    return found, _Model(*(None if g is None else g.astype(x.dtype) for g, x in zip(gradients, student, strict=True)))
 
 
 def _backward(static, gradients, cotangents):
-    total, sums = cotangents
-    if any(not isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(sums, is_leaf=lambda x: isinstance(x, SymbolicZero))):
+    total, *others = cotangents
+    zero = lambda x: isinstance(x, SymbolicZero)  # noqa: E731
+    if not all(zero(leaf) for leaf in jax.tree.leaves(others, is_leaf=zero)):
         raise TypeError("fused_vocab_loss: only the total can be differentiated; its gradient already carries every scale")
-    if isinstance(total, SymbolicZero):
-        return (None,) * 7
-    d_hidden, d_head = (None if g is None else (total * g.astype(jnp.float32)).astype(g.dtype) for g in gradients)
-    return d_hidden, d_head, None, None, None, None, None
+    if zero(total):
+        return (None,) * 6
+    return jax.tree.map(lambda g: (total * g.astype(jnp.float32)).astype(g.dtype), gradients), *(None,) * 5
 
 
 _fused.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _scan(static, wanted, hidden, head, labels, where, scale, teacher, temperature):
-    """(total, sums, gradient of hidden or None, gradient of head or None)."""
-    batch, time, width = hidden.shape
-    parts = cut((hidden, labels, where, None if teacher is None else teacher[0]), static.chunk)
-    count, _, size = parts[1].shape
-    matrix = head.astype(hidden.dtype)
-    teacher_matrix = None if teacher is None else teacher[1].astype(teacher[0].dtype)
-    names = sorted(scale)
+def _spread(static, wanted, student, labels, masks, target, scale, temperature):
+    """`_walk`, by each device of the mesh over its own tokens, with the sums and the head's gradient added up at the end.
+    (Left to itself, XLA's partitioner adds up the head's gradient in every part.)"""
+    mesh, batch, positions = cuts(labels)
+    args = student, labels, masks, target, scale, temperature
+    if not batch + positions:
+        return _walk(static, wanted, *args)
 
-    def body(carry, part):
-        sums, d_head = carry
-        rows, labels, where, teacher_rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), part)
-        rows = jnp.where(where[:, None], rows, 0)  # a token that does not count must not reach a sum as 0 * inf
-        logits = _logits(rows, matrix)
-        teacher_logits = None
-        if teacher_rows is not None:
-            teacher_logits = _logits(jnp.where(where[:, None], teacher_rows, 0), teacher_matrix)
-        values, d_logits = _chunk(static, logits, labels, where, teacher_logits, scale, temperature, any(wanted))
-        sums = {name: sums[name] + values[name] for name in names}
-        d_rows = None
-        if d_logits is not None:
-            d_logits = d_logits.astype(rows.dtype)
-        if wanted[0]:
-            d_rows = jnp.einsum("nv,vd->nd", d_logits, matrix, preferred_element_type=jnp.float32)
-            d_rows = d_rows.astype(hidden.dtype).reshape(batch, size, width)
-        if wanted[1]:
-            d_head = d_head + jnp.einsum("nv,nd->vd", d_logits, rows, preferred_element_type=jnp.float32)
-        return (sums, d_head), d_rows
+    def local(*args):
+        found, gradients = _walk(static, wanted, *args)
+        found, shared = jax.lax.psum((found, gradients[1:]), batch + positions)
+        return found, _Model(gradients.hidden, *shared)
 
-    start = {name: jnp.zeros((), jnp.float32) for name in names}, jnp.zeros(head.shape, jnp.float32) if wanted[1] else None
-    (sums, d_head), d_rows = jax.lax.scan(body, start, parts)
-    d_hidden = None
-    if wanted[0]:
-        d_hidden = jnp.moveaxis(d_rows, 0, 1).reshape(batch, count * size, width)[:, :time]
-    total = sum((scale[name] * sums[name] for name in names), jnp.zeros((), jnp.float32))
-    return total, sums, d_hidden, None if d_head is None else d_head.astype(head.dtype)
+    tokens, whole = PartitionSpec(batch, positions), PartitionSpec()
+    model = _Model(tokens, whole, whole)
+    specs = model, tokens, tokens, target and model, whole, whole
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(whole, model), check_vma=False)(*args)
 
 
-def cut(tree, chunk: int):
-    """[batch, time, ...] -> [chunks, batch, positions, ...] of every leaf, so that a part holds about `chunk` tokens and the
-    batch axis stays whole; padded with zeros, which in `where` are tokens that do not count."""
+def _walk(static, wanted, student, labels, masks, target, scale, temperature):
+    """((total, sums, probes), the gradients of total that are wanted, to head and bias in float32)."""
+    count, part = parts(labels.shape, static.chunk)
+    matrix = student.head.astype(student.hidden.dtype)
+    if target is not None:
+        target = target._replace(head=target.head.astype(target.hidden.dtype))
 
-    def one(x):
-        batch, time = x.shape[:2]
-        size = max(1, min(chunk // batch, time))
-        count = -(-time // size)
-        x = jnp.pad(x, [(0, 0), (0, count * size - time), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+    def body(gradients, index):
+        start, take, fresh = part(index)
+        flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731  ([tokens, ...]: XLA transposes for a sum over two axes)
+        counted = {name: flat(take(mask) & fresh) for name, mask in masks.items()}
+        rows = _keep(counted["lm"] | counted["kd"], flat(take(student.hidden)))
+        theirs = None
+        if target is not None:
+            theirs = _multiply(_keep(counted["kd"], flat(take(target.hidden))), target.head)
+            theirs = _finish(theirs, target.bias, static.softcaps[1], static.vocab)
 
-    return jax.tree.map(one, tree)
+        def share(raw):
+            logits = _finish(raw, student.bias, static.softcaps[0], static.vocab)
+            return _share(static, logits, theirs, flat(take(labels)), counted, scale, temperature)
+
+        raw = _multiply(rows, matrix)
+        if not any(wanted):
+            return gradients, share(raw)
+        found, d_raw = jax.value_and_grad(share, has_aux=True)(raw)
+        d_hidden, d_head, d_bias = gradients
+        if wanted.bias:
+            d_bias = d_bias + jnp.sum(d_raw, axis=0)
+        d_raw = d_raw.astype(rows.dtype)
+        if wanted.hidden:
+            d_rows = jnp.einsum("nv,vd->nd", d_raw, matrix, preferred_element_type=jnp.float32).astype(rows.dtype)
+            before = take(d_hidden)
+            d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, before + d_rows.reshape(before.shape), start, axis=1)
+        if wanted.head:
+            d_head = d_head + jnp.einsum("nv,nd->vd", d_raw, rows, preferred_element_type=jnp.float32)
+        return _Model(d_hidden, d_head, d_bias), found
+
+    dtypes = student.hidden.dtype, jnp.float32, jnp.float32
+    zeros = _Model(*(jnp.zeros(x.shape, dtype) if want else None for x, dtype, want in zip(student, dtypes, wanted, strict=True)))
+    gradients, (total, (sums, probes)) = jax.lax.scan(body, zeros, jnp.arange(count))
+    return jax.tree.map(jnp.sum, (total, sums, probes)), gradients
 
 
-def _logits(rows, matrix):
-    return jnp.einsum("nd,vd->nv", rows, matrix, preferred_element_type=jnp.float32)
-
-
-def _chunk(static, logits, labels, where, teacher_logits, scale, temperature, gradient: bool):
-    """Sums of one chunk, and the gradient of its share of the total to the logits [tokens, vocab]."""
-    vocab = logits.shape[-1]
-    count = lambda x: jnp.sum(jnp.where(where, x, 0.0))  # noqa: E731
-    values, d_logits = {}, 0.0
-    log_sum = jax.nn.logsumexp(logits, axis=-1)
+def _share(static, logits, teacher_logits, labels, where, scale, temperature):
+    """One part's share of the total, with (its sums, its probes)."""
+    sums, probes = {}, {}
     if "lm" in scale:
-        hit = labels[:, None] == jax.lax.broadcasted_iota(labels.dtype, logits.shape, 1)
-        chosen = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-        loss = log_sum - chosen
-        if static.smoothing:
-            loss = loss + static.smoothing * (chosen - jnp.mean(logits, axis=-1))
-        values["lm"] = count(loss)
-        if gradient:
-            target = jnp.where(hit, 1.0 - static.smoothing, 0.0) + static.smoothing / vocab
-            d_logits = scale["lm"] * (jnp.exp(logits - log_sum[:, None]) - target)
+        sums["lm"] = jnp.sum(cross_entropy(logits, labels, smoothing=static.smoothing, where=where["lm"]))
     if "kd" in scale:
-        if static.temperature != 1.0:
-            logits, teacher_logits = logits / temperature, teacher_logits / temperature
-            log_sum = jax.nn.logsumexp(logits, axis=-1)
-        teacher_log_sum = jax.nn.logsumexp(teacher_logits, axis=-1)
-        p = jnp.exp(teacher_logits - teacher_log_sum[:, None])
-        divergence = jnp.sum(p * (teacher_logits - logits), axis=-1) - teacher_log_sum + log_sum
-        values["kd"] = temperature**2 * count(divergence)
-        if gradient:
-            d_logits = d_logits + scale["kd"] * temperature * (jnp.exp(logits - log_sum[:, None]) - p)
-    return values, jnp.where(where[:, None], d_logits, 0.0) if gradient else None
+        distance = divergence(static.kind, **dict(static.options))
+        given = temperature if static.temperature is None else static.temperature
+        sums["kd"] = given**2 * jnp.sum(distance(teacher_logits, logits, temperature=given, where=where["kd"]))
+    if static.probe and teacher_logits is not None:
+        seen = jax.lax.stop_gradient(logits)
+        agree = jnp.argmax(teacher_logits, axis=-1) == jnp.argmax(seen, axis=-1)
+        probes["teacher_kl"] = jnp.sum(forward_kl(teacher_logits, seen, where=where["kd"]))
+        probes["top1_agreement"] = jnp.sum(agree & where["kd"], dtype=jnp.float32)
+    return sum((scale[name] * value for name, value in sums.items()), jnp.zeros((), jnp.float32)), (sums, probes)
+
+
+def parts(shape: tuple[int, int], chunk: int) -> tuple[int, Callable]:
+    """[batch, time] in parts of about `chunk` tokens, all rows in each: (their count, part), for a loop over the index.
+
+    part(index) -> (start, take, fresh): take([batch, time, ...]) gives the positions from `start` on. The last part is moved
+    back so as to end where the sequence does; fresh [1, positions] is False where an earlier part held them."""
+    batch, time = shape
+    size = max(1, min(chunk // batch, time))
+
+    def part(index):
+        start = jnp.minimum(index * size, time - size)
+        take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)  # noqa: E731
+        return start, take, (start + jnp.arange(size) >= index * size)[None]
+
+    return -(-time // size), part
+
+
+def vocab_logits(
+    rows: Float[Array, "*tokens width"],
+    head: Float[Array, "rows width"],
+    bias: Float[Array, " rows"] | None = None,
+    softcap: int | float | None = None,
+    vocab: int | None = None,
+) -> Float[Array, "*tokens vocab"]:
+    """[*tokens, width] -> float32 logits: softcap(rows @ head.T + bias), in rows' dtype, of the first `vocab` ids."""
+    return _finish(_multiply(rows, head.astype(rows.dtype)), bias, softcap, vocab)
+
+
+def _multiply(rows, matrix):
+    return jnp.einsum("...d,vd->...v", rows, matrix, preferred_element_type=jnp.float32)
+
+
+def _finish(raw, bias, softcap, vocab):
+    logits = raw[..., :vocab]
+    if bias is not None:
+        logits = logits + jnp.broadcast_to(bias[:vocab].astype(jnp.float32), logits.shape)
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+def _keep(where, rows):
+    """A token that does not count must not reach a sum as 0 * inf."""
+    return jnp.where(where[..., None], rows, 0)
