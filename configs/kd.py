@@ -9,14 +9,14 @@ teacher, for the same updates and for the same seconds.
 Variants, after a colon:
     :smoke      a minute in all: everything runs, nothing is learned well
     :seeds      three seeds, with paired intervals
-    :document   the schedules of the document that started this project (T 2.0 -> 1.5, weight 0.1 -> 0.7)
+    :document   every term, on the schedules of the document that started this project    :cross      the teacher has another tokenizer too (4,096 ids; the student 1,024): three ways to learn from it
 """
 
 from ml_collections import ConfigDict
 
 from jaxdistill.training.defaults import defaults
 
-VARIANTS = ("", "smoke", "seeds", "document")
+VARIANTS = ("", "smoke", "seeds", "document", "cross")
 
 
 def get_config(variant: str = ""):
@@ -41,23 +41,41 @@ def get_config(variant: str = ""):
     config.student = ConfigDict(dict(path="", width=96, depth=2, heads=4, dtype="float32", remat=False))
     config.teacher = ConfigDict(dict(path="", width=160, depth=3, heads=4, dtype="float32", remat=False))
     config.lm = ConfigDict(dict(smoothing=0.0))
+    # Weights and knobs are ramps: ((fraction of the updates, value), ...). A term whose weight is always 0 is left out.
     config.kd = ConfigDict(dict(
-        weight=((0.0, 0.9),),       # ((fraction of the updates, weight), ...); the weight of lm is 1 - this
+        weight=((0.0, 0.9),),    # the weight of lm is 1 - this
         temperature=((0.0, 1.0),),
+        mode="logits",           # logits | projector | alm | uld (all but the first also for a teacher of another tokenizer)
+        kind="forward_kl",       # forward_kl | reverse_kl | jsd | skew_kl | skew_reverse_kl | total_variation | topk_kl
+        beta=0.5, alpha=0.1, top_k=64,  # of jsd, of the skew ones, of topk_kl
+        tau=100.0,               # of alm
     ))
+    config.hidden = ConfigDict(dict(weight=((0.0, 0.0),), distance="rms", projector="linear", balance=0.01))
+    config.attention = ConfigDict(dict(weight=((0.0, 0.0),)))
+    config.contrastive = ConfigDict(dict(weight=((0.0, 0.0),), temperature=0.07))
+    config.router = ConfigDict(dict(weight=((0.0, 0.0),), k=((0.0, 1.0), (1.0, 4.0)), temperature=((0.0, 1.0), (1.0, 0.1)),
+                                    balance=0.01, lr_mult=2.0))
+    config.projector = ConfigDict(dict(  # of kd.mode projector: teacher's states -> student's space
+        kind="linear",           # linear | mlp
+        init="lstsq",            # lstsq | heads | orthogonal | normal | kaiming_uniform
+        weight=1.0,              # of its anchor
+        lr_mult=5.0, ridge=1e-3, calibration=8,
+        gate=True,               # kd opens when the projected teacher predicts better than token frequencies
+    ))
+    config.react = ConfigDict(dict(patience=0, balance=""))  # early stopping; the term that all others are brought to
     config.train.lr = 3e-3
     config.train.steps = 200
 
+    off = {term: dict(weight=((0.0, 0.0),)) for term in ("kd", "hidden", "attention", "contrastive", "router")}
     # The runs, in order. What a run does not name is as above.
     config.runs = ("teacher", "untouched", "ce_only", "kd", "ce_only_same_seconds")
     config.run = ConfigDict(dict(
         teacher=dict(recipe="lm", once=True, cached=True, fills="teacher.path", given="model.path",
                      model=dict(config.teacher), data=dict(train_tokens=0), train=dict(steps=400, eval_every=100)),
-        untouched=dict(recipe="student_aware", train=dict(steps=0)),
-        ce_only=dict(recipe="student_aware", kd=dict(weight=((0.0, 0.0),))),
+        untouched=dict(recipe="student_aware", train=dict(steps=0), **off),
+        ce_only=dict(recipe="student_aware", **off),
         kd=dict(recipe="student_aware"),
-        ce_only_same_seconds=dict(recipe="student_aware", kd=dict(weight=((0.0, 0.0),)),
-                                  seconds_of="kd", pace_of="ce_only"),
+        ce_only_same_seconds=dict(recipe="student_aware", seconds_of="kd", pace_of="ce_only", **off),
     ))
 
     if variant == "seeds":
@@ -65,6 +83,18 @@ def get_config(variant: str = ""):
     if variant == "document":
         config.kd.weight = ((0.0, 0.1), (0.2, 0.7))
         config.kd.temperature = ((0.0, 2.0), (1.0, 1.5))
+        config.attention.weight = ((0.1, 0.0), (0.4, 0.1))
+        config.router.weight = ((0.1, 0.0), (0.4, 0.1))
+        config.hidden.weight = ((0.4, 0.0), (0.7, 0.05))
+        config.contrastive.weight = ((0.7, 0.0), (1.0, 0.05))
+    if variant == "cross":
+        config.data.vocab, config.run.teacher.data.vocab = 1024, 4096
+        config.kd.mode = config.headline = config.run.ce_only_same_seconds.seconds_of = "projector"
+        del config.run.kd
+        config.run.projector = dict(recipe="student_aware")
+        config.run.alm = dict(recipe="student_aware", kd=dict(mode="alm"))
+        config.run.uld = dict(recipe="student_aware", kd=dict(mode="uld"))
+        config.runs = ("teacher", "untouched", "ce_only", "projector", "alm", "uld", "ce_only_same_seconds")
     if variant == "smoke":
         config.data.eval_tokens = 8_192
         config.train.steps = 30

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -39,7 +40,8 @@ class Aux(NamedTuple):
 
 class Dials(NamedTuple):
     """What the step turns, all traced. `scale` is weight / count of the WHOLE batch: multiply each
-    sum by it and never divide again. `knobs` are temperatures, top-k and the like."""
+    sum by it and never divide again (of a term of `whole`, the weight: 0 while it is closed). `knobs` are temperatures,
+    top-k and the like."""
 
     scale: dict
     knobs: dict
@@ -84,9 +86,9 @@ class Schedule:
     cosine: tuple[int, ...] = ()
 
     @classmethod
-    def ramp(cls, points, steps: int, key: str = "schedule") -> "Schedule":
+    def ramp(cls, points, steps: int, key: str = "schedule", *, least: float = -math.inf, most: float = math.inf) -> "Schedule":
         """((fraction of the run, value), ...) -> Schedule over `steps` updates. `key` names the config
-        key in errors. ((0.0, 0.9),) is the constant 0.9."""
+        key in errors. ((0.0, 0.9),) is the constant 0.9. least, most: of its values."""
         wanted = "((fraction, value), ...) with fractions rising within 0 to 1, as in ((0.0, 0.1), (0.2, 0.7))"
         try:
             knots = tuple((float(fraction), float(value)) for fraction, value in points)
@@ -96,13 +98,23 @@ class Schedule:
         finite = all(math.isfinite(number) for knot in knots for number in knot)
         if not knots or not finite or fractions != sorted(set(fractions)) or fractions[0] < 0 or fractions[-1] > 1:
             raise UserError(f"{key}: found {points!r}; accepted: {wanted}")
+        if not all(least <= value <= most for _, value in knots):
+            raise UserError(f"{key}: found {points!r}; accepted: values from {least:g}" + (f" to {most:g}" if most < math.inf else ""))
         return cls(tuple((fraction * max(steps, 1), value) for fraction, value in knots))
+
+    def times(self, factor: float) -> "Schedule":
+        """The curve, `factor` times as high."""
+        return Schedule(tuple((step, factor * value) for step, value in self.knots), self.cosine)
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Of the knots; the curve is never outside their range."""
+        return tuple(value for _, value in self.knots)
 
     @property
     def constant(self) -> float | None:
         """The value where the curve never moves, else None."""
-        values = {value for _, value in self.knots}
-        return values.pop() if len(values) == 1 else None
+        return self.values[0] if len(set(self.values)) == 1 else None
 
     @property
     def off(self) -> bool:
@@ -123,9 +135,30 @@ class Schedule:
         return values[segment] * (1 - along) + values[segment + 1] * along
 
 
+@dataclasses.dataclass(frozen=True)
+class Rest:
+    """A weight: what the weight of the term `of` leaves of 1 at this step, controls included. While `of` is closed, all of it."""
+
+    of: str
+    off: bool = False
+
+
+def while_on(schedule: Schedule, scale: Array | float, compute: Callable) -> Any:
+    """compute(), or zeros while `scale` is 0: a term whose ramp has not begun costs nothing. Its count must not depend on it."""
+    if schedule.constant is not None:
+        return compute()
+    empty = jax.eval_shape(compute)
+    return jax.lax.cond(scale > 0, compute, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty))
+
+
 def no_whole(params, extra, stats, knobs):
     """The default `whole`: no term over the whole batch, and nothing to write."""
     return {}, extra
+
+
+def no_frozen(place):
+    """The default `frozen`: no teacher, no constants."""
+    return {}
 
 
 class Recipe(NamedTuple):
@@ -133,7 +166,7 @@ class Recipe(NamedTuple):
 
     init: (key) -> Variables.
     loss: (params, extra, frozen, batch, dials, key) -> (total, Aux). Sums over examples ONLY.
-    weights: term -> Schedule; exactly the terms of `loss` and `whole`, else an error at trace.
+    weights: term -> Schedule, or Rest; exactly the terms of `loss` and `whole`, else an error at trace.
     optim_rules: ((regex, Group), ...); each parameter path matches exactly one, by re.search.
     sharding_rules: ((regex, PartitionSpec), ...); the first match, by default replicated. One rule serves a
         parameter, its moments and its EMA, so no leading ^.
@@ -141,10 +174,12 @@ class Recipe(NamedTuple):
     evaluators: name -> Evaluator.
     whole: (params, extra, stats, knobs) -> (terms, extra), once an update over the full batch: whatever is not a
         sum over examples, and the only writer of `extra`.
-    frozen: () -> teachers and constants, an argument of the step; never differentiated or checkpointed.
+    frozen: (place) -> teachers and constants, an argument of the step; never differentiated or checkpointed. place: path of a
+        leaf -> its sharding, for what can be loaded straight into it; whatever comes elsewhere is moved.
     calibrate: (variables, frozen, batches) -> variables, on the host, in fresh runs only.
     knobs: name -> Schedule. controls: name -> multiplier that only `react` moves ("lr", or a term's name).
-    memory: react's first memory (JSON). react: (memory, step, metrics) -> (memory, controls, stop reason | None).
+    memory: react's first memory (JSON). react: (memory, step, metrics) -> (memory, controls, stop reason | None), after
+        an evaluation: its metrics, and `train/TERM`, the raw value of each loss term at this update.
     export: (params, folder) -> None, so that commands need no model. figures: (variables, frozen, batches) -> figures.
     describe: (batch) -> text for people: what a batch holds.
     facts: JSON facts of what the recipe was built from (fingerprints, hashes, sizes): part of the run's identity.
@@ -158,7 +193,7 @@ class Recipe(NamedTuple):
     sharding_rules: tuple = ()
     evaluators: dict = {}
     whole: Callable = no_whole
-    frozen: Callable = dict
+    frozen: Callable = no_frozen
     calibrate: Callable | None = None
     knobs: dict = {}
     controls: dict = {}

@@ -59,7 +59,7 @@ def make(config) -> Recipe:
         seen = {"mean": 0.9 * extra["mean"] + 0.1 * jax.lax.stop_gradient(stats["mean"]).mean(0)}
         return {"contrast": Term(nce, jnp.asarray(z.shape[0], jnp.float32))}, seen
 
-    def teach():
+    def teach(place):
         made = init(jax.random.key(TEACHER)).params
         return {"teacher": load(teacher, made) if teacher else made}
 

@@ -33,12 +33,13 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CausalLM:
-    """module: apply({"params": params}, tokens, segments=, positions=) -> (logits, features). init: (key) -> params,
-    from the folder where there is one. decay: regex of the parameters for weight decay. facts: JSON, with the content
-    hash of a folder."""
+    """module: apply({"params": params}, tokens, segments=, positions=) -> (logits, features). init: (key) -> params, from the
+    folder where there is one. load: (place) -> params of the folder, each straight into the sharding place(path). decay: regex
+    of the parameters for weight decay. facts: JSON, with the content hash of a folder."""
 
     module: Any
     init: Callable
+    load: Callable
     save: Callable
     sharding: tuple
     decay: str
@@ -107,15 +108,16 @@ def describe(config: ModelConfig, key: str, *, vocab: int, length: int) -> Causa
     else:
         family, sizes = FAMILIES[config.family], fresh(config, key, vocab=vocab, length=length)
     module = (gpt2.GPT2 if family is gpt2 else llama.Llama)(sizes, **compute)
+    load = lambda place=None: family.from_hf(config.path, place=place, **compute)[1]  # noqa: E731
     if config.path:
-        init = lambda key: family.from_hf(config.path, **compute)[1]  # noqa: E731
+        init = lambda key: load()  # noqa: E731
     else:
         example = jnp.zeros((1, min(2, length)), jnp.int32)
         init = lambda key: jax.jit(module.init)(key, example)["params"]  # noqa: E731
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     facts = {**dataclasses.asdict(sizes), **({"weights": hf.folder_hash(config.path)} if config.path else {})}
     return CausalLM(
-        module=module, init=init, sharding=family.SHARDING, decay=family.decay(sizes), facts=facts, vocab=sizes.vocab,
+        module=module, init=init, load=load, sharding=family.SHARDING, decay=family.decay(sizes), facts=facts, vocab=sizes.vocab,
         folder=config.path, parameters=sum(leaf.size for leaf in jax.tree.leaves(shapes)),
         save=lambda params, folder, eos: family.to_hf(module, params, Path(folder), bos_token_id=eos, eos_token_id=eos),
     )

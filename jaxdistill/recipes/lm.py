@@ -13,8 +13,8 @@ from jaxdistill import UserError
 from jaxdistill.data import packing, text, tokenizer
 from jaxdistill.evaluators import language
 from jaxdistill.losses.fused_vocab import fused_vocab_loss
-from jaxdistill.models import causal, gpt2
-from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables
+from jaxdistill.models import causal
+from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +37,13 @@ def make(config) -> Recipe:
     def loss(params, extra, frozen, batch, dials, key):
         tokens, labels, where, layout = next_token(batch)
         hidden, head = student.hidden_and_head(params, tokens, layout)
-        total, sums = fused_vocab_loss(hidden, head, labels, scale=dials.scale, where=where, smoothing=smoothing)
-        return total, Aux({"lm": Term(sums["lm"], jnp.sum(where, dtype=jnp.float32))})
+        total, terms, _ = fused_vocab_loss(hidden, head, labels, scale=dials.scale, where=where, smoothing=smoothing, vocab=corpus.vocab)
+        return total, Aux(terms)
 
     def measure(params, variables, frozen, batch):
         tokens, labels, where, layout = next_token(batch)
-        return language.chunked_sums(student.hidden_and_head(params, tokens, layout), labels, where, frozen["token_bytes"])
+        states = student.hidden_and_head(params, tokens, layout)
+        return language.chunked_sums(states, labels, where, frozen["token_bytes"], vocab=corpus.vocab)
 
     def export(params, folder):
         student.save(params, folder, eos=corpus.eos)
@@ -52,11 +53,11 @@ def make(config) -> Recipe:
         init=lambda key: Variables(student.init(key)),
         loss=loss,
         weights={"lm": Schedule(((0.0, 1.0),))},
-        optim_rules=student_groups(decay),
+        optim_rules=groups("student", "", student.decay, decay),
         sharding_rules=student.sharding,
         data=lambda split, seed: batches(corpus, split, batch, seed),
         evaluators={split: Evaluator(split, measure, language.finish) for split in ("validation", "test")},
-        frozen=lambda: {"token_bytes": jnp.asarray(corpus.token_bytes)},
+        frozen=lambda place: {"token_bytes": jnp.asarray(corpus.token_bytes)},
         export=export,
         describe=lambda batch: text.describe(batch, corpus),
         facts={**corpus.facts, "model": student.facts, "parameters": student.parameters},
@@ -81,7 +82,8 @@ def batches(corpus, split: str, batch: int, seed: int):
     )
 
 
-def student_groups(decay: float) -> tuple:
-    """Decay on matrices only: none on biases, normalisations and position embeddings."""
-    matrices = gpt2.DECAY
-    return ((matrices, Group("student", 1.0, decay)), (f"^(?!.*(?:{matrices}))", Group("student_no_decay", 1.0, 0.0)))
+def groups(name: str, root: str, matrices: str, decay: float, lr_mult: float = 1.0) -> tuple:
+    """Optim rules of the parameters that begin with `root`: decay on `matrices` (a regex) only, none on biases,
+    normalisations and position embeddings."""
+    return ((f"^{root}.*(?:{matrices})", Group(name, lr_mult, decay)),
+            (f"^{root}(?!.*(?:{matrices}))", Group(f"{name}_no_decay", lr_mult, 0.0)))

@@ -1,88 +1,298 @@
-"""student_aware: a language model distilled from a larger one of the same tokenizer.
+"""student_aware: a language model distilled from a larger one, whatever its width, depth, vocabulary and tokenizer.
 
-    total = lm.weight * CE(next token) + kd.weight * T^2 * KL(teacher^T || student^T)      per valid token
+    total = lm.weight          * CE(next token)
+          + kd.weight          * T^2 KL(teacher^T || student^T), or another divergence; or spans (alm), or ranks (uld)
+          + hidden.weight      * distance of the student's blocks, projected, to the teacher's            per valid token
+          + attention.weight   * KL of attention rows                                                     per query
+          + router.weight      * distance to what the router picks of the teacher's features              per valid token
+          + contrastive.weight * InfoNCE of pooled final states over the global batch                     per example
+          + projector.weight   * CE(next token) of the projected teacher: the projector's own anchor      per aligned token
 
-Config: `data`, `student` and `teacher` (a Hugging Face folder in `teacher.path`), `lm.smoothing`, `kd.weight` and
-`kd.temperature` (ramps; the weight of `lm` is 1 - kd.weight), `train.batch`, `optimizer.weight_decay`.
+Each section of the config is one of the Config classes below or in models.matching and models.projector. Weights and knobs are
+ramps over the updates. A term whose weight is always 0 is left out of the program, with its parameters; `lm` weighs what `kd`
+leaves of 1.
 """
+
+import dataclasses
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdistill import UserError
-from jaxdistill.data import text, tokenizer
+from jaxdistill.data import alignment, text, tokenizer
 from jaxdistill.evaluators import language
+from jaxdistill.losses import cross_tokenizer
+from jaxdistill.losses.contrastive import info_nce
+from jaxdistill.losses.divergences import KINDS
 from jaxdistill.losses.fused_vocab import fused_vocab_loss
-from jaxdistill.models import causal
-from jaxdistill.recipe import Aux, Evaluator, Recipe, Schedule, Term, Variables
-from jaxdistill.recipes.lm import LMConfig, batches, next_token, student_groups
+from jaxdistill.models import causal, matching, projector
+from jaxdistill.recipe import Aux, Evaluator, Recipe, Rest, Schedule, Term, Variables, while_on
+from jaxdistill.recipes import reactions
+from jaxdistill.recipes.lm import LMConfig, batches, groups, next_token
+
+MODES = ("logits", "projector", "alm", "uld")
+
+
+@dataclasses.dataclass(frozen=True)
+class KDConfig:
+    """The section `kd`. mode: what is compared: logits (of one tokenizer), logits of the projected teacher, likelihoods of
+    aligned spans (alm), sorted probabilities (uld). kind, beta, alpha, top_k: of the divergence (losses.divergences). tau: of alm."""
+
+    weight: tuple = ((0.0, 0.9),)
+    temperature: tuple = ((0.0, 1.0),)
+    mode: str = "logits"
+    kind: str = "forward_kl"
+    beta: float = 0.5
+    alpha: float = 0.1
+    top_k: int = 64
+    tau: float = 100.0
+
+    def __post_init__(self):
+        for key, accepted in (("mode", MODES), ("kind", KINDS)):
+            if getattr(self, key) not in list(accepted):
+                raise UserError(f"config key kd.{key}: found {getattr(self, key)!r}; accepted: {', '.join(accepted)}")
+        for key in ("beta", "alpha"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"config key kd.{key}: found {getattr(self, key)}; accepted: values from 0 to 1")
+        if self.top_k < 1:
+            raise UserError(f"config key kd.top_k: found {self.top_k}; accepted: 1 or more")
+        if not self.tau > 0:
+            raise UserError(f"config key kd.tau: found {self.tau}; accepted: a number above 0")
 
 
 def make(config) -> Recipe:
     rows = config.data.build(text.TextConfig)
     corpus = text.load(rows)
-    sizes = {"vocab": corpus.vocab, "length": rows.length}
-    teacher = causal.describe(config.teacher.build(causal.ModelConfig), "teacher", **sizes)
-    student = causal.describe(config.student.build(causal.ModelConfig), "student", **sizes)
-    check_same_vocabulary(corpus, teacher, student)
-    batch, smoothing, decay = config.train.batch, config.lm.build(LMConfig).smoothing, config.optimizer.weight_decay
-    kd_weight = Schedule.ramp(config.kd.weight, config.train.steps, "config key kd.weight")
-    if not all(0 <= value <= 1 for _, value in kd_weight.knots):
-        raise UserError(f"config key kd.weight: found {config.kd.weight}; accepted: values from 0 to 1 (the weight of lm is 1 - it)")
-    lm_weight = Schedule(tuple((step, 1.0 - value) for step, value in kd_weight.knots))
-    temperature = Schedule.ramp(config.kd.temperature, config.train.steps, "config key kd.temperature")
-    if min(value for _, value in temperature.knots) <= 0:
-        raise UserError(f"config key kd.temperature: found {config.kd.temperature}; accepted: values above 0")
+    steps, batch_size, decay = config.train.steps, config.train.batch, config.optimizer.weight_decay
+    smoothing, kd = config.lm.build(LMConfig).smoothing, config.kd.build(KDConfig)
+    project = config.section("projector").build(projector.ProjectorConfig)
+    features = {name: config.section(name).build(kind) for name, kind in matching.CONFIGS.items()}
+    react = config.section("react").build(reactions.ReactConfig)
+    ramp = lambda key, points, **bounds: Schedule.ramp(points, steps, f"config key {key}", **bounds)  # noqa: E731
+    kd_weight = ramp("kd.weight", kd.weight, least=0.0, most=1.0)
+    anchor = Schedule(((0.0, 0.0 if kd_weight.off or kd.mode != "projector" else project.weight),))
+    weights = {"lm": Rest("kd"), "kd": kd_weight} | ({} if anchor.off else {"anchor": anchor})
+    weights |= {name: ramp(f"{name}.weight", features[name].weight, least=0.0) for name in features}
+    on = tuple(name for name in features if not weights[name].off)
+    weights |= {f"{name}_balance": weights[name].times(features[name].balance) for name in ("hidden", "router") if name in on}
+    temperature = ramp("kd.temperature", kd.temperature, least=1e-3)
+    knobs = {"temperature": temperature}
+    if "router" in on:
+        knobs |= {"router_k": ramp("router.k", features["router"].k, least=1.0),
+                  "router_temperature": ramp("router.temperature", features["router"].temperature, least=1e-3)}
 
-    def teach(frozen, tokens, layout):
-        """The teacher's final states and head: a target, which must not move to meet the student."""
-        return jax.lax.stop_gradient(teacher.hidden_and_head(frozen["teacher"], tokens, layout))
+    # The student, the teacher, and what lies between them.
+    student = causal.describe(config.student.build(causal.ModelConfig), "student", vocab=corpus.vocab, length=rows.length)
+    teacher, corpus = _teacher(config, rows, corpus, kd.mode, wanted=bool(on) or not kd_weight.off)
+    paired = corpus.teacher is not None
+    if paired and "attention" in on:
+        raise UserError("config key attention.weight: found a weight with a teacher of another tokenizer; accepted: 0 "
+                        "(rows of unlike tokens have nothing in common)")
+    if "contrastive" in on and batch_size < 8:
+        raise UserError(f"config key train.batch: found {batch_size} with a contrastive term; accepted: 8 examples or more")
+    into_student = projector.Projector(student.width, project.kind, project.init, student.dtype)
+    match = teacher and matching.Matching(
+        terms=on, depth=student.depth, teacher_depth=teacher.depth, width=teacher.width, heads=student.heads, attend=not paired,
+        distance=features["hidden"].distance, kind=features["hidden"].projector, experts=teacher.experts[-1:], dtype=student.dtype,
+    )
+
+    def init(key):
+        params = {"student": student.init(key)}
+        if not anchor.off:
+            params["projector"] = into_student.init(jax.random.fold_in(key, 1), jnp.zeros((1, teacher.width)))["params"]
+        if on:
+            example = student.example(), teacher.example(), jnp.ones((1, 2), bool)
+            params["match"] = match.init(jax.random.fold_in(key, 2), *example).get("params", {})
+        return Variables(params)
+
+    def frozen(place):
+        fixed = {"token_bytes": jnp.asarray(corpus.token_bytes)}
+        return fixed | ({"teacher": teacher.load(place and (lambda name: place(f"teacher/{name}")))} if teacher else {})
+
+    def teach(frozen, batch):
+        """The teacher's features and head: targets, which must not move to meet the student."""
+        prefix = "teacher_" if paired else ""
+        layout = {name: batch[f"{prefix}{name}"][:, :-1] for name in ("segments", "positions")}
+        return jax.lax.stop_gradient(teacher.features(frozen["teacher"], batch[f"{prefix}tokens"][:, :-1], layout))
+
+    def at_places(batch, states):
+        """The teacher's states where it has read exactly what the student has, and where that is."""
+        if not paired:
+            return states, jnp.ones(states.shape[:2], bool)
+        return cross_tokenizer.gather_aligned(states, batch["aligned"][:, :-1])
 
     def loss(params, extra, frozen, batch, dials, key):
         tokens, labels, where, layout = next_token(batch)
-        hidden, head = student.hidden_and_head(params, tokens, layout)
-        total, sums = fused_vocab_loss(
-            hidden, head, labels, scale=dials.scale, where=where, smoothing=smoothing,
-            teacher=None if kd_weight.off else teach(frozen, tokens, layout),
+        ours, head = student.features(params["student"], tokens, layout)
+        terms, shares, kd_terms = {}, [], {}
+        probes = {"valid": (jnp.sum(where, dtype=jnp.float32), jnp.asarray(where.size, jnp.float32))}
+        if not kd_weight.off or on:
+            theirs, their_head = teach(frozen, batch)
+
+        # Logits: cross-entropy, and the teacher's distribution where there is one for the same ids.
+        if not kd_weight.off:
+            if kd.mode == "logits":
+                kd_terms = {"teacher": (theirs["final"], their_head)}
+            elif kd.mode == "projector":
+                states, aligned = at_places(batch, theirs["final"])
+                states = into_student.apply({"params": params["projector"]}, states)
+                known = where & aligned
+                fixed, anchored = jax.lax.stop_gradient(head), {"lm": dials.scale["anchor"]}
+                share, found = fused_vocab_loss(states, fixed, labels, where=known, scale=anchored, vocab=corpus.vocab)[:2]
+                shares, terms["anchor"] = [share], found["lm"]
+                kd_terms = {"teacher": (states, head), "kd_where": known}
+            else:
+                compare = _spans if kd.mode == "alm" else _ranks
+                values, counted = compare(kd, batch, ours["final"], head, theirs["final"], their_head, at_places)
+                terms["kd"] = Term(jnp.sum(values), jnp.sum(counted, dtype=jnp.float32))
+                shares = [dials.scale["kd"] * terms["kd"].sum]
+        total, found = fused_vocab_loss(
+            ours["final"], head, labels, where=where, smoothing=smoothing, vocab=corpus.vocab,
+            scale={name: dials.scale[name] for name in (("lm", "kd") if kd_terms else ("lm",))},
             temperature=temperature.constant or dials.knobs["temperature"],
-        )
-        count = jnp.sum(where, dtype=jnp.float32)
-        valid = (count, jnp.asarray(where.size, jnp.float32))
-        return total, Aux({name: Term(value, count) for name, value in sums.items()}, probes={"valid": valid})
+            kind=kd.kind, beta=kd.beta, alpha=kd.alpha, top_k=kd.top_k, **kd_terms,
+        )[:2]
+        terms |= found
+
+        # The insides: each term for each token, and nothing computed while its ramp is at 0.
+        stats = {}
+        if on:
+            valid = (layout["segments"] > 0) & batch["valid"][:, None]
+            if paired:
+                theirs = {name: at_places(batch, states)[0] for name, states in theirs.items() if not name.startswith("attention")}
+                valid = valid & (batch["aligned"][:, :-1] >= 0)
+        for name in on:
+            options = {}
+            if name == "router":
+                options = {"k": dials.knobs["router_k"], "temperature": dials.knobs["router_temperature"], "key": key}
+            compute = functools.partial(match.apply, {"params": params["match"]}, ours, theirs, valid, method=name, **options)
+            values, more, seen = while_on(weights[name], dials.scale[name], compute)
+            stats, probes = stats | more, probes | seen
+            if values is not None:
+                terms[name] = Term(jnp.sum(values), jnp.sum(valid, dtype=jnp.float32))
+                shares.append(dials.scale[name] * terms[name].sum)
+        if stats:
+            stats["tokens"] = jnp.sum(valid, axis=1, dtype=jnp.float32)
+        return sum(shares, total), Aux(terms, stats, probes)
+
+    def whole(params, extra, stats, knobs):
+        """What is a function of the whole batch, or of no data at all."""
+        one, terms = jnp.ones((), jnp.float32), {}
+        if "hidden" in on:
+            terms["hidden_balance"] = Term(match.apply({"params": params["match"]}, method="layer_balance"), one)
+        if "router" in on:
+            terms["router_balance"] = Term(matching.load_balance(stats["routing"], stats["tokens"]), one)
+        if "contrastive" in on:
+            there = stats["tokens"] > 0
+            values = info_nce(stats["student_pool"], stats["teacher_pool"], where=there, temperature=features["contrastive"].temperature)
+            terms["contrastive"] = Term(jnp.sum(values), jnp.sum(there, dtype=jnp.float32))
+        return terms, extra
 
     def measure(params, variables, frozen, batch):
         tokens, labels, where, layout = next_token(batch)
-        states = student.hidden_and_head(params, tokens, layout)
-        return language.chunked_sums(states, labels, where, frozen["token_bytes"], teach(frozen, tokens, layout))
+        ours, head = student.features(params["student"], tokens, layout)
+        target = None
+        if kd.mode == "logits":
+            theirs, their_head = teach(frozen, batch)
+            target = theirs["final"], their_head
+        sums = language.chunked_sums((ours["final"], head), labels, where, frozen["token_bytes"], target, vocab=corpus.vocab)
+        if not anchor.off:  # what the gate looks at: does the projected teacher say anything in the student's words?
+            states, aligned = at_places(batch, teach(frozen, batch)[0]["final"])
+            states = into_student.apply({"params": params["projector"]}, states)
+            known = where & aligned
+            found = language.chunked_sums((states, head), labels, known, frozen["token_bytes"], vocab=corpus.vocab)
+            sums |= {"projector_nll": found["nll"], "projector_tokens": found["tokens"]}
+        return sums
+
+    @jax.jit
+    def sums(params, frozen, batch):
+        tokens, _, where, layout = next_token(batch)
+        states, aligned = at_places(batch, teach(frozen, batch)[0]["final"])
+        ours, _ = student.features(params["student"], tokens, layout)
+        return projector.moments(states, ours["final"], where & aligned)
+
+    def calibrate(variables, frozen, batches):
+        """Fits the projector's matrix, so that the teacher speaks the student's language before the first update."""
+        params = variables.params
+        if project.init == "heads":
+            ours, theirs = student.head(params["student"]), teacher.head(frozen["teacher"])
+            found = projector.from_heads(*_shared_rows(corpus, *jax.device_get((theirs, ours))), project.ridge)
+        else:
+            parts = [jax.device_get(sums(params, frozen, batch)) for batch in itertools.islice(batches, project.calibration)]
+            found = projector.fit(jax.tree.map(lambda *x: sum(x), *parts), project.ridge)
+        return variables._replace(params=params | {"projector": found})
 
     def export(params, folder):
-        student.save(params, folder, eos=corpus.eos)
+        student.save(params["student"], folder, eos=corpus.eos)
         tokenizer.save(corpus.tokenizer, folder)
 
+    gate = None
+    if project.gate and not anchor.off:
+        train, held_out = (packed.packed if paired else packed for packed in (corpus.splits["train"], corpus.splits["validation"]))
+        gate = language.unigram_nll(train.labels, held_out.labels, corpus.vocab)
+    reaction = reactions.chosen(react, weights, gate=gate)
+    rest = (("projector", "projector/", project.lr_mult), ("router", "match/router", features["router"].lr_mult),
+            ("match", "match/(?!router)", 1.0))
     return Recipe(
-        init=lambda key: Variables(student.init(key)),
-        loss=loss,
-        weights={"lm": lm_weight, "kd": kd_weight},
-        knobs={"temperature": temperature},
-        optim_rules=student_groups(decay),
-        sharding_rules=student.sharding,
-        data=lambda split, seed: batches(corpus, split, batch, seed),
+        init=init, loss=loss, whole=whole, weights=weights, knobs=knobs,
+        optim_rules=sum((groups(name, root, "kernel$", decay, lr_mult) for name, root, lr_mult in rest),
+                        groups("student", "student/", student.decay, decay)),
+        sharding_rules=((r"(^|/)(projector|match)/", jax.P()), *student.sharding, *(teacher.sharding if teacher else ())),
+        data=lambda split, seed: batches(corpus, split, batch_size, seed),
         evaluators={split: Evaluator(split, measure, language.finish) for split in ("validation", "test")},
-        frozen=lambda: {"teacher": teacher.init(None), "token_bytes": jnp.asarray(corpus.token_bytes)},
+        frozen=frozen,
+        calibrate=calibrate if not anchor.off and project.init in projector.FITTED else None,
+        controls=reaction.controls, memory=reaction.memory, react=reaction.react,
         export=export,
         describe=lambda batch: text.describe(batch, corpus),
-        facts={**corpus.facts, "student": student.facts, "teacher": teacher.facts, "parameters": student.parameters},
+        facts={**corpus.facts, "student": student.facts, "teacher": teacher.facts if teacher else {}, "parameters": student.parameters},
     )
 
 
-def check_same_vocabulary(corpus, teacher, student) -> None:
-    """Logits can only be compared id by id where both models count the same ids."""
-    if not teacher.folder:
+def _teacher(config, rows, corpus, mode: str, *, wanted: bool):
+    """(the teacher, or None where nothing needs one; the corpus, with the teacher's tokens beside it where they are others).
+
+    Logits can only be compared id by id where both models count the same ids."""
+    chosen = config.teacher.build(causal.ModelConfig)
+    if not wanted and mode != "logits":
+        return None, corpus
+    if not chosen.path:
         raise UserError("config key teacher.path: found ''; accepted: a local folder with config.json and model.safetensors")
-    if teacher.vocab != student.vocab:
-        raise UserError(f"config key student: found {student.vocab} ids where the teacher has {teacher.vocab}; accepted: the same")
-    theirs = tokenizer.tokenizer_hash(tokenizer.load(teacher.folder))
-    ours = tokenizer.tokenizer_hash(corpus.tokenizer)
-    if theirs != ours:
-        raise UserError(f"config key teacher.path: found tokenizer {theirs[:12]} in {teacher.folder}, and {ours[:12]} on the data; "
-                        "accepted: the same tokenizer (set data.tokenizer to the teacher's folder)")
+    tok = tokenizer.load(chosen.path)
+    theirs, ours = tokenizer.tokenizer_hash(tok), tokenizer.tokenizer_hash(corpus.tokenizer)
+    if mode == "logits" and theirs != ours:
+        raise UserError(f"config key teacher.path: found tokenizer {theirs[:12]} in {chosen.path}, and {ours[:12]} on the data; "
+                        "accepted: the same tokenizer (set data.tokenizer to the teacher's folder), or kd.mode 'projector' or 'alm'")
+    length = rows.length
+    if theirs != ours or mode == "alm":
+        corpus = text.paired(rows, chosen.path, causal.longest(chosen))
+        length = max(split.width for split in corpus.splits.values())
+    teacher = causal.describe(chosen, "teacher", vocab=tok.vocab, length=length)
+    return teacher, corpus
+
+
+def _spans(kd, batch, hidden, head, teacher_hidden, teacher_head, at_places):
+    """alm: (value of each aligned span, the spans there are)."""
+    spans, teacher_spans = batch["spans"], batch["teacher_spans"]
+    known = (spans >= 0) & batch["valid"][:, None]
+    ours = cross_tokenizer.token_log_probs(hidden, head, batch["tokens"][:, 1:], where=known)
+    theirs = cross_tokenizer.token_log_probs(teacher_hidden, teacher_head, batch["teacher_tokens"][:, 1:], where=teacher_spans >= 0)
+    values, there = cross_tokenizer.alm(theirs, ours, teacher_spans, jnp.where(known, spans, -1), tau=kd.tau)
+    return kd.tau * values, there  # as T^2 elsewhere: the gradient keeps its size whatever tau is
+
+
+def _ranks(kd, batch, hidden, head, teacher_hidden, teacher_head, at_places):
+    """uld: (distance at each aligned place, those places)."""
+    _, _, where, _ = next_token(batch)
+    states, aligned = at_places(batch, teacher_hidden)
+    return cross_tokenizer.chunked_uld(states, teacher_head, hidden, head, where=where & aligned), where & aligned
+
+
+def _shared_rows(corpus, theirs, ours):
+    """Both heads, cut to the tokens that the two tokenizers share, row for row."""
+    ids = np.arange(len(ours)) if corpus.teacher is None else alignment.shared(corpus.tokenizer, corpus.teacher)
+    known = np.flatnonzero(ids >= 0)
+    return theirs[ids[known]], ours[known]

@@ -188,8 +188,8 @@ def _steps(ready: Prepared, state, data, memory: dict, checkpoints, folder: Path
     pending, saved = None, at
     since = time.monotonic()
 
-    def take(pending) -> None:
-        """Metrics of one update, fetched: the ledger's line, then the gates."""
+    def take(pending) -> dict:
+        """Metrics of one update, fetched: the ledger's line, then the gates. Returns the line."""
         number, metrics = pending
         metrics = jax.device_get(metrics)
         memory["gates"], findings = gates.check(memory["gates"], number, metrics)
@@ -203,6 +203,7 @@ def _steps(ready: Prepared, state, data, memory: dict, checkpoints, folder: Path
             terminal.say(f"{built.run.id}: {finding.severity}: {finding}")
             if finding.severity == "error":
                 memory["stop"] = memory["stop"] or f"{SICK}{finding}"
+        return line
 
     try:
         while at < config.steps and not memory["stop"]:
@@ -215,12 +216,12 @@ def _steps(ready: Prepared, state, data, memory: dict, checkpoints, folder: Path
             code = signals.code(at)
             due = last or at % config.eval_every == 0
             if due or code or memory["stop"] or at % config.checkpoint_every == 0:
-                take(pending)  # waits until update N is done
+                line = take(pending)  # waits until update N is done
                 pending = None
                 memory["seconds"] += time.monotonic() - since
                 monitored = None
                 if due and not memory["stop"]:
-                    monitored, state = _evaluate(ready, state, memory, folder, at, terminal, jitted, lines)
+                    monitored, state = _evaluate(ready, state, memory, line, terminal, jitted, lines)
                 checkpoints.save(at, state, data, memory, monitored)
                 saved = at
                 if code:
@@ -241,9 +242,10 @@ def _steps(ready: Prepared, state, data, memory: dict, checkpoints, folder: Path
     return state
 
 
-def _evaluate(ready: Prepared, state, memory: dict, folder: Path, at: int, terminal, jitted: dict, lines):
-    """Validation, then `react`. Returns the monitored value and the state with react's controls."""
-    built = ready.built
+def _evaluate(ready: Prepared, state, memory: dict, line: dict, terminal, jitted: dict, lines):
+    """Validation, then `react`, which also sees the raw loss terms of this update's `line`. Returns the monitored value
+    and the state with react's controls."""
+    built, at = ready.built, line["step"]
     if _frozen_print(ready, state) != memory["frozen"]:
         memory["stop"] = f"{SICK}frozen_moved: a frozen parameter or a teacher is no longer what it was at the start"
         return None, state
@@ -254,7 +256,8 @@ def _evaluate(ready: Prepared, state, memory: dict, folder: Path, at: int, termi
     if found:
         terminal.say(f"{built.run.id:<24} {at:>6}/{built.train.steps}  {built.monitor} {found[built.monitor]:.4f}")
     if built.recipe.react:
-        memory["recipe"], controls, stop = built.recipe.react(memory["recipe"], at, found)
+        raw = {f"train/{name}": term["raw"] for name, term in line["terms"].items()}
+        memory["recipe"], controls, stop = built.recipe.react(memory["recipe"], at, found | raw)
         if unknown := controls.keys() - state.controls.keys():
             raise ValueError(f"react moves {sorted(unknown)}; the recipe's controls are {sorted(state.controls)}")
         state = state.replace(controls={

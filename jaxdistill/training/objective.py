@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxdistill.recipe import Schedule, Term
+from jaxdistill.recipe import Rest, Schedule, Term
 
 
 def learning_rate(lr: float, warmup: float, final: float, steps: int) -> Schedule:
@@ -16,7 +16,9 @@ def learning_rate(lr: float, warmup: float, final: float, steps: int) -> Schedul
 
 def weights_at(weights: dict, controls: dict, step) -> dict:
     """Each term's weight at `step`; constant zeros are left out."""
-    return {name: schedule(step) * controls.get(name, 1.0) for name, schedule in weights.items() if not schedule.off}
+    now = {name: curve(step) * controls.get(name, 1.0) for name, curve in weights.items() if isinstance(curve, Schedule) and not curve.off}
+    rest = {name: 1.0 - now.get(curve.of, jnp.zeros(())) for name, curve in weights.items() if isinstance(curve, Rest) and not curve.off}
+    return now | {name: jnp.maximum(value, 0.0) * controls.get(name, 1.0) for name, value in rest.items()}
 
 
 def check_terms(weights: dict, found) -> None:

@@ -49,6 +49,10 @@ class Watched:
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
+    def section(self, name: str) -> "Watched":
+        """A section that a config may leave out: it is then empty, and every key of it at its default."""
+        return self[name] if name in self else Watched({}, self._origin, self._read, f"{self._path}{name}.")
+
     def keys(self):
         return self._values.keys()  # with __getitem__, this makes **section work
 
@@ -215,8 +219,11 @@ def unread(config: Any, runs: list[Run]) -> list[str]:
 
 
 def identity(run: Run, facts: dict) -> dict:
-    """What the run is made from: every value of its config, its seed, the facts of its recipe (content hashes)."""
-    return json.loads(json.dumps({"recipe": run.spec["recipe"], "config": leaves(run.values) | run.filled, "facts": facts}))
+    """What a run that is built is made from: every value that it read, its seed, the facts of its recipe (content hashes).
+
+    A teacher is therefore the same one whatever the config says of the students that it will teach."""
+    config = {key: value for key, value in leaves(run.values).items() if key == "seed" or run.origin.get(key, key) in run.read}
+    return json.loads(json.dumps({"recipe": run.spec["recipe"], "config": config | run.filled, "facts": facts}))
 
 
 def difference(found: dict, wanted: dict, path: str = "") -> list[str]:

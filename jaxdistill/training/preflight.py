@@ -8,8 +8,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxdistill.recipe import Schedule
-from jaxdistill.training import loop, optim, plan, sharding
+from jaxdistill.training import loop, objective, optim, plan, sharding
 from jaxdistill.training.prepare import compile_step, prepare
 
 
@@ -74,13 +73,11 @@ def _terms(recipe, steps: int) -> Table:
     table = Table("schedule", *(f"{share:.0%}" for share in shares),
                   title="weights of the loss terms, and knobs, after a share of the updates", title_justify="left")
 
-    def row(name: str, schedule: Schedule) -> None:
-        table.add_row(name + (" (off)" if schedule.off else ""), *(f"{float(schedule(share * steps)):.3g}" for share in shares))
-
-    for name, schedule in recipe.weights.items():
-        row(name, schedule)
-    for name, schedule in recipe.knobs.items():
-        row(name, schedule)
+    weights = [objective.weights_at(recipe.weights, {}, share * steps) for share in shares]
+    for name, curve in recipe.weights.items():
+        table.add_row(name + (" (off)" if curve.off else ""), *(f"{float(now.get(name, 0.0)):.3g}" for now in weights))
+    for name, curve in recipe.knobs.items():
+        table.add_row(name, *(f"{float(curve(share * steps)):.3g}" for share in shares))
     return table
 
 

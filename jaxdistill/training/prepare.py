@@ -151,14 +151,14 @@ def prepare(built: Built, mesh, *, dry: bool = False) -> Prepared:
     begin = lambda variables, key: state.fresh(variables, groups, tx, recipe.controls, key, ema=train.ema > 0)  # noqa: E731
     places = place(jax.eval_shape(begin, shapes, root))
     if dry:
-        fresh, frozen = None, jax.eval_shape(recipe.frozen)
+        fresh, frozen = None, jax.eval_shape(lambda: recipe.frozen(None))
         frozen = _shaped(frozen, place(frozen))
         abstract = _shaped(jax.eval_shape(begin, shapes, root), places)
     else:
         variables = recipe.init(jax.random.fold_in(root, 0))
         variables = sharding.put(variables, place(variables))
         fresh = jax.jit(begin, donate_argnums=0, out_shardings=places)(variables, jax.random.fold_in(root, 1))
-        frozen = recipe.frozen()
+        frozen = recipe.frozen(lambda name: sharding.NamedSharding(mesh, sharding.rule(recipe.sharding_rules, name)))
         frozen = sharding.put(frozen, place(frozen))
         abstract = _shaped(fresh, places)
 

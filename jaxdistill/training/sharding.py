@@ -40,7 +40,7 @@ def shardings(tree: Any, rules: tuple[tuple[str, PartitionSpec], ...], mesh: Mes
 
     def place(path, leaf):
         name = path_name(path)
-        spec = next((spec for regex, spec in rules if re.search(regex, name)), PartitionSpec())
+        spec = rule(rules, name)
         shape = getattr(leaf, "shape", ())
         for axis, names in enumerate(spec):
             parts = math.prod(mesh.shape[one] for one in ((names,) if isinstance(names, str) else names or ()))
@@ -52,6 +52,11 @@ def shardings(tree: Any, rules: tuple[tuple[str, PartitionSpec], ...], mesh: Mes
         return NamedSharding(mesh, spec)
 
     return jax.tree.map_with_path(place, tree)
+
+
+def rule(rules: tuple[tuple[str, PartitionSpec], ...], name: str) -> PartitionSpec:
+    """How the leaf at the path `name` is cut: by the first rule whose regex is found in it."""
+    return next((spec for regex, spec in rules if re.search(regex, name)), PartitionSpec())
 
 
 def gathering(rules: tuple[tuple[str, PartitionSpec], ...], mesh: Mesh) -> Callable:

@@ -106,7 +106,7 @@ def make_gradients(recipe: Recipe, groups, micro: int, gather: Callable = lambda
         else:
             counts, stats = jax.lax.map(survey, (parts, keys))
         # (A term without a weight is told by check_terms, once the terms of `whole` are known too.)
-        scale = {name: weights.get(name, 0.0) / jnp.maximum(count.sum(), 1) for name, count in counts.items()}
+        scale = weights | {name: weights.get(name, 0.0) / jnp.maximum(count.sum(), 1) for name, count in counts.items()}
         scale = jax.lax.stop_gradient(scale)
 
         # 2 The terms of the whole batch, with their gradient to the parameters and to every example's stats.

@@ -110,7 +110,7 @@ def test_the_ledger_is_what_is_optimised(kd):
     tokens, labels, where, layout = next_token(batch)
     student = gpt2.GPT2(gpt2.GPT2Config(vocab=kd.built.recipe.facts["vocab"], length=16, width=16, depth=1, heads=2))
     teacher, _ = gpt2.from_hf(kd.built.run.values["teacher"]["path"])
-    ours, _ = student.apply({"params": kd.state.params}, tokens, **layout)
+    ours, _ = student.apply({"params": kd.state.params["student"]}, tokens, **layout)
     theirs, _ = teacher.apply({"params": kd.frozen["teacher"]}, tokens, **layout)
     total, aux = loss(kd, kd.state.params, batch, scale={"lm": 0.25, "kd": 0.125})
     wanted = 4 * jnp.sum(forward_kl(theirs, ours, temperature=2.0, where=where))
