@@ -9,7 +9,8 @@ teacher, for the same updates and for the same seconds.
 Variants, after a colon:
     :smoke      a minute in all: everything runs, nothing is learned well
     :seeds      three seeds, with paired intervals
-    :document   every term, on the schedules of the document that started this project    :cross      the teacher has another tokenizer too (4,096 ids; the student 1,024): three ways to learn from it
+    :document   every term, on the schedules of the document that started this project
+    :cross      the teacher has another tokenizer too (4,096 ids; the student 1,024): three ways to learn from it
 """
 
 from ml_collections import ConfigDict
@@ -50,7 +51,8 @@ def get_config(variant: str = ""):
         beta=0.5, alpha=0.1, top_k=64,  # of jsd, of the skew ones, of topk_kl
         tau=100.0,               # of alm
     ))
-    config.hidden = ConfigDict(dict(weight=((0.0, 0.0),), distance="rms", projector="linear", balance=0.01))
+    # Of the feature terms, only `hidden` pays here, strong at first and gone before the end (experiments/terms).
+    config.hidden = ConfigDict(dict(weight=((0.0, 3.0), (0.6, 0.0)), distance="rms", projector="linear", balance=0.01))
     config.attention = ConfigDict(dict(weight=((0.0, 0.0),)))
     config.contrastive = ConfigDict(dict(weight=((0.0, 0.0),), temperature=0.07))
     config.router = ConfigDict(dict(weight=((0.0, 0.0),), k=((0.0, 1.0), (1.0, 4.0)), temperature=((0.0, 1.0), (1.0, 0.1)),
@@ -89,6 +91,7 @@ def get_config(variant: str = ""):
         config.contrastive.weight = ((0.7, 0.0), (1.0, 0.05))
     if variant == "cross":
         config.data.vocab, config.run.teacher.data.vocab = 1024, 4096
+        config.hidden.weight = ((0.0, 0.0),)
         config.kd.mode = config.headline = config.run.ce_only_same_seconds.seconds_of = "projector"
         del config.run.kd
         config.run.projector = dict(recipe="student_aware")

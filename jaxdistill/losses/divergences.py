@@ -29,7 +29,11 @@ def forward_kl(
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
     """KL(p || q) (Hinton et al., arXiv 1503.02531): the student covers what the teacher does. Zero iff both are equal."""
-    return _kl(*_log_probs(teacher_logits, student_logits, temperature, where))
+    # Not by way of log-probabilities: exp once for each side serves the value and its gradient, which is most of the time.
+    t, s = (x - jax.lax.stop_gradient(jnp.max(x, -1, keepdims=True)) for x in _logits(teacher_logits, student_logits, temperature, where))
+    p, q = jnp.exp(t), jnp.exp(s)
+    p_sum, q_sum = jnp.sum(p, axis=-1), jnp.sum(q, axis=-1)
+    return jnp.sum(p * (t - s), axis=-1) / p_sum - jnp.log(p_sum) + jnp.log(q_sum)
 
 
 def reverse_kl(
@@ -145,14 +149,19 @@ def divergence(kind: str, **options) -> Callable:
     return functools.partial(function, **{option: options[option]}) if option in options else function
 
 
-def _log_probs(teacher_logits, student_logits, temperature, where):
-    """(log p, log q) in float32; what is outside either vocabulary is outside both, as is all of a token that does not count:
+def _logits(teacher_logits, student_logits, temperature, where):
+    """Both in float32, divided by T; what is outside either vocabulary is outside both, as is all of a token that does not count:
     two distributions that are even, and so equal."""
     teacher, student = teacher_logits.astype(jnp.float32), student_logits.astype(jnp.float32)
     outside = jnp.isneginf(teacher) | jnp.isneginf(student)
     if where is not None:  # before the arithmetic: a non-finite logit of a masked token must not reach a gradient
         outside = outside | ~where[..., None]
-    return [jax.nn.log_softmax(jnp.where(outside, OUTSIDE, x) / temperature, axis=-1) for x in (teacher, student)]
+    return [jnp.where(outside, OUTSIDE, x) / temperature for x in (teacher, student)]
+
+
+def _log_probs(*args):
+    """(log p, log q) of `_logits`."""
+    return [jax.nn.log_softmax(x, axis=-1) for x in _logits(*args)]
 
 
 def _kl(log_a, log_b):

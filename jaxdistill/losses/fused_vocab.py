@@ -203,12 +203,13 @@ def _walk(static, wanted, student, labels, masks, target, scale, temperature):
 def _share(static, logits, teacher_logits, labels, where, scale, temperature):
     """One part's share of the total, with (its sums, its probes)."""
     sums, probes = {}, {}
+    total = lambda where, values: jnp.sum(jnp.where(where, values, 0.0))  # noqa: E731
     if "lm" in scale:
-        sums["lm"] = jnp.sum(cross_entropy(logits, labels, smoothing=static.smoothing, where=where["lm"]))
+        sums["lm"] = total(where["lm"], cross_entropy(logits, labels, smoothing=static.smoothing))
     if "kd" in scale:
         distance = divergence(static.kind, **dict(static.options))
         given = temperature if static.temperature is None else static.temperature
-        sums["kd"] = given**2 * jnp.sum(distance(teacher_logits, logits, temperature=given, where=where["kd"]))
+        sums["kd"] = given**2 * total(where["kd"], distance(teacher_logits, logits, temperature=given))
     if static.probe and teacher_logits is not None:
         seen = jax.lax.stop_gradient(logits)
         agree = jnp.argmax(teacher_logits, axis=-1) == jnp.argmax(seen, axis=-1)

@@ -15,7 +15,7 @@ def identity(**changes):
 
 
 def test_keys_of_other_runs_do_not_make_another_teacher():
-    assert identity() == identity(**{"other.temperature": 2.0}) == identity(**{"headline": ""})
+    assert identity() == identity(**{"other.temperature": 2.0}) == identity(headline="")
 
 
 @pytest.mark.parametrize("change", [{"toy.contrast": 0.2}, {"run.teacher.train.steps": 5}, {"optimizer.b1": 0.8}, {"seeds": (3,)}])
