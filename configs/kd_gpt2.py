@@ -25,18 +25,19 @@ def get_config():
         vocab=50257, length=1024, validation=0.01, test=0.01, train_tokens=0, eval_tokens=1_048_576,
     ))
     config.lm = ConfigDict(dict(smoothing=0.0))
-    config.kd = ConfigDict(dict(weight=((0.0, 0.9),), temperature=((0.0, 1.0),)))
+    config.kd = ConfigDict(dict(weight=((0.0, 0.9),), temperature=((0.0, 1.0),), mode="logits", kind="forward_kl"))
+    config.hidden = ConfigDict(dict(weight=((0.0, 0.0),)))  # the feature terms of configs/kd.py are off here until measured
     config.train.update(dict(
         steps=20_000, batch=64, micro=4, lr=5e-5, warmup=0.02, final_lr=0.1, eval_every=1000, checkpoint_every=500, log_every=10,
     ))
+    off = {term: dict(weight=((0.0, 0.0),)) for term in ("kd", "hidden")}
     config.runs = ("teacher", "untouched", "ce_only", "kd", "ce_only_same_seconds")
     config.run = ConfigDict(dict(
         teacher=dict(recipe="lm", once=True, train=dict(steps=0), model=dict(
             path=config.teacher.get_ref("path"), width=1024, depth=24, heads=16, dtype="bfloat16", remat=False)),
-        untouched=dict(recipe="student_aware", train=dict(steps=0)),
-        ce_only=dict(recipe="student_aware", kd=dict(weight=((0.0, 0.0),))),
+        untouched=dict(recipe="student_aware", train=dict(steps=0), **off),
+        ce_only=dict(recipe="student_aware", **off),
         kd=dict(recipe="student_aware"),
-        ce_only_same_seconds=dict(recipe="student_aware", kd=dict(weight=((0.0, 0.0),)),
-                                  seconds_of="kd", pace_of="ce_only"),
+        ce_only_same_seconds=dict(recipe="student_aware", seconds_of="kd", pace_of="ce_only", **off),
     ))
     return config

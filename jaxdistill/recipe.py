@@ -176,7 +176,7 @@ class Recipe(NamedTuple):
         sum over examples, and the only writer of `extra`.
     frozen: (place) -> teachers and constants, an argument of the step; never differentiated or checkpointed. place: path of a
         leaf -> its sharding, for what can be loaded straight into it; whatever comes elsewhere is moved.
-    calibrate: (variables, frozen, batches) -> variables, on the host, in fresh runs only.
+    calibrate: (variables, frozen, batches) -> variables, on the host, in fresh runs only; batches as the step gets them.
     knobs: name -> Schedule. controls: name -> multiplier that only `react` moves ("lr", or a term's name).
     memory: react's first memory (JSON). react: (memory, step, metrics) -> (memory, controls, stop reason | None), after
         an evaluation: its metrics, and `train/TERM`, the raw value of each loss term at this update.

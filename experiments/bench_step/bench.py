@@ -2,6 +2,7 @@
 
     python experiments/bench_step/bench.py --vocab 8192 --batch 8 --length 128 --steps 30
     python experiments/bench_step/bench.py --vocab 50257 --batch 8 --length 256 --steps 10
+    python experiments/bench_step/bench.py --vocab 50257 --batch 8 --length 256 --memory
     python experiments/bench_step/bench.py --overhead
 
 Needs the extra `parity` (torch). Teacher 6 x 384, student 4 x 256, float32, AdamW, clip 1.0, T = 2, weight 0.5. Steps are
@@ -10,6 +11,8 @@ interleaved (one of each in turn) and medians compared, so that a noisy machine 
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,8 +32,8 @@ TEACHER, STUDENT = dict(width=384, depth=6, heads=6), dict(width=256, depth=4, h
 def config(folder: Path, args, steps: int):
     """A job of one run: student_aware between two folders of random weights."""
     c = defaults()
-    c.data = dict(source="stdlib", path="", field="text", invalid_utf8="error", tokenizer="", vocab=2048, length=args.length,
-                  validation=0.05, test=0.05, train_tokens=400_000, eval_tokens=args.batch * args.length)
+    c.data = dict(source="stdlib", path="", field="text", invalid_utf8="error", tokenizer="", vocab=args.vocab, length=args.length,
+                  validation=0.05, test=0.05, train_tokens=200_000, eval_tokens=args.batch * args.length)
     c.teacher = dict(path=str(folder / "teacher"), width=1, depth=1, heads=1, dtype="float32", remat=False)
     c.student = c.teacher.copy_and_resolve_references()
     c.student.path = str(folder / "student")
@@ -43,7 +46,7 @@ def config(folder: Path, args, steps: int):
 
 def models(folder: Path, args, corpus) -> None:
     for name, sizes, seed in (("teacher", TEACHER, 0), ("student", STUDENT, 1)):
-        module = gpt2.GPT2(gpt2.GPT2Config(vocab=args.vocab, length=args.length, **sizes))
+        module = gpt2.GPT2(gpt2.GPT2Config(vocab=corpus.vocab, length=args.length, **sizes))
         params = module.init(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))["params"]
         gpt2.to_hf(module, params, folder / name, bos_token_id=corpus.eos, eos_token_id=corpus.eos)
         tokenizer.save(corpus.tokenizer, str(folder / name))
@@ -143,6 +146,29 @@ def versus_torch(folder: Path, args) -> None:
     print(f"float32 matrix peak {top / 1e9:,.0f} GFLOP/s; jaxdistill at {share[0]}, torch at {share[1]}")
 
 
+def memory(folder: Path, args) -> None:
+    """How far three steps raise the peak of a process that holds models, data and program, each in its own process."""
+    step, batch = ours(folder, args)
+    np.save(folder / "tokens.npy", batch["tokens"])
+    found = {}
+    for name in ("ours", "torch"):
+        sizes = [f"--{key}={getattr(args, key)}" for key in ("vocab", "batch", "length")]
+        done = subprocess.run([sys.executable, __file__, *sizes, f"--raise={name}", f"--folder={folder}"], check=True, capture_output=True)
+        found[name] = float(done.stdout.split()[-1])
+    print(f"vocabulary {args.vocab:,}, batch {args.batch} x {args.length}: three steps raise the peak by {found['ours']:.0f} MiB here, "
+          f"{found['torch']:.0f} MiB in torch: {found['ours'] / found['torch']:.2f} x")
+
+
+def raised(folder: Path, args) -> None:
+    step = ours(folder, args)[0] if getattr(args, "raise") == "ours" else torch_step(folder, {"tokens": np.load(folder / "tokens.npy")})
+    status = lambda key: int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0]) / 1024  # noqa: E731
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = status("VmRSS")
+    for _ in range(3):
+        step()
+    print(status("VmHWM") - before)
+
+
 def overhead(folder: Path, args) -> None:
     """The loop (data, transfer, metrics, gates, log lines) over the bare jitted step, alternately, four times."""
     ratios = []
@@ -165,12 +191,18 @@ def main() -> None:
     for name, value in (("vocab", 8192), ("batch", 8), ("length", 128), ("steps", 30)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--overhead", action="store_true")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--raise", choices=("ours", "torch"), help=argparse.SUPPRESS)  # of --memory: in a process of its own
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if getattr(args, "raise"):
+        raised(args.folder, args)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         corpus = text.load(plan.expand(config(folder, args, 1))[0].config.data.build(text.TextConfig))
         models(folder, args, corpus)
-        (overhead if args.overhead else versus_torch)(folder, args)
+        (overhead if args.overhead else memory if args.memory else versus_torch)(folder, args)
 
 
 if __name__ == "__main__":

@@ -288,7 +288,7 @@ def _bare(found: dict) -> dict:
 
 
 def _calibrated(ready: Prepared, state):
-    batches = ready.built.recipe.data("train", ready.built.run.seed)
+    batches = map(ready.place, ready.built.recipe.data("train", ready.built.run.seed))
     variables = ready.built.recipe.calibrate(Variables(state.params, state.extra), ready.frozen, batches)
     places = jax.tree.map(lambda x: x.sharding, Variables(state.params, state.extra))
     variables = sharding.put(variables, places)
