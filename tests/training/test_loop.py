@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from jaxdistill import UserError
-from jaxdistill.recipe import load
 from jaxdistill.training import checkpoint, loop, metrics, plan, store
 from tests import jobs, toy
 from tests.training.killed import MOMENTS
@@ -369,38 +368,6 @@ def test_seconds_of_and_pace_of():
     assert run.get("train.steps") == 40
     with pytest.raises(UserError, match=r"run\.toy\.seconds_of: found 'long'"):
         loop.pace(run, {})
-
-
-class TestLoad:
-    def test_by_dotted_path(self):
-        assert load("tests.toy") is toy.make
-
-    def test_a_module_without_make(self):
-        with pytest.raises(UserError, match="'tests.jobs', which has no `make`"):
-            load("tests.jobs")
-
-    def test_no_such_module(self):
-        with pytest.raises(UserError, match="'tests.nosuch'"):
-            load("tests.nosuch")
-
-    @pytest.mark.parametrize("name", ["", ".", "..", "a b", "tests..toy", ".toy"])
-    def test_nonsense(self, name):
-        with pytest.raises(UserError, match="recipe: "):
-            load(name)
-
-    def test_what_the_recipe_itself_lacks_surfaces(self, tmp_path, monkeypatch):
-        package = tmp_path / "mine"
-        package.mkdir()
-        (package / "lacks.py").write_text("import nosuchpackage\n")
-        (package / "short.py").write_text("import mi\n")
-        (package / "typo.py").write_text("import jax\njax.nosuch\n")
-        monkeypatch.syspath_prepend(tmp_path)
-        with pytest.raises(ModuleNotFoundError, match="nosuchpackage"):
-            load("mine.lacks")
-        with pytest.raises(ModuleNotFoundError, match="'mi'"):
-            load("mine.short")
-        with pytest.raises(AttributeError, match="nosuch"):
-            load("mine.typo")
 
 
 class TestLines:
