@@ -64,7 +64,7 @@ def get_config(variant: str = ""):
         lr_mult=5.0, ridge=1e-3, calibration=8,
         gate=True,               # kd opens when the projected teacher predicts better than token frequencies
     ))
-    config.react = ConfigDict(dict(patience=0, balance=""))  # early stopping; the term that all others are brought to
+    config.react = ConfigDict(dict(patience=0, balance=""))  # early stopping; the term to whose size feature terms are brought
     config.train.lr = 3e-3
     config.train.steps = 200
 

@@ -161,7 +161,7 @@ def paired(config: TextConfig, teacher: str, cap: int = 0) -> Corpus:
     Raises:
       UserError: as `load`, and where the text changed since it was loaded.
     """
-    corpus, tok = load(config), tokenizer.load(teacher)
+    corpus, tok = load(config), tokenizer.load(teacher, "the tokenizer of teacher.path")
     parts, prints = _read(config, collections.Counter())
     identity, sizes = tokenizer.tokenizer_hash(tok), tokenizer.token_bytes(tok)
     splits, facts = {}, {}

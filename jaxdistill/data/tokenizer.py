@@ -81,13 +81,16 @@ def train(texts: Sequence[str], vocab: int, fingerprint: str) -> Tokenizer:
     return _wrap(backend, END, END, f"byte-level BPE of {vocab}")
 
 
-def load(name: str) -> Tokenizer:
-    """The tokenizer `name`: a folder, a tokenizer.json, or a hub name.
+def load(name: str, key: str = "data.tokenizer") -> Tokenizer:
+    """The tokenizer `name`: a folder, a tokenizer.json, or a hub name. key: where the config names it, for errors.
 
     Raises:
       UserError: not found, not readable, offline, without a fast tokenizer, or without eos and bos.
     """
-    return _wrap(*tokenizer_files.find(name), name)
+    try:
+        return _wrap(*tokenizer_files.find(name), name)
+    except UserError as error:
+        raise UserError(f"{key} {name!r}: {error}") from None
 
 
 def save(tok: Tokenizer, folder: str) -> None:
@@ -173,14 +176,14 @@ BYTE_OF = _byte_of()
 def _wrap(backend, bos: str | None, eos: str | None, name: str) -> Tokenizer:
     if not bos and not eos:
         raise UserError(
-            f"data.tokenizer {name!r}: neither eos nor bos; one whose tokenizer_config.json names eos_token is accepted"
+            "neither eos nor bos; one whose tokenizer_config.json names eos_token is accepted"
         )
     backend = tokenizers.Tokenizer.from_str(json.dumps(_without_dummy_prefix(json.loads(backend.to_str()))))
     backend.encode_special_tokens = True  # "<|endoftext|>" within a text is text
     marks = bos or eos, eos or bos
     for mark in marks:
         if backend.token_to_id(mark) is None:
-            raise UserError(f"data.tokenizer {name!r}: {mark!r} is not in its vocabulary; one that knows its own eos is accepted")
+            raise UserError(f"{mark!r} is not in its vocabulary; one that knows its own eos is accepted")
     return Tokenizer(backend, *map(backend.token_to_id, marks), name)
 
 

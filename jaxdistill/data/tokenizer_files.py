@@ -16,7 +16,7 @@ def find(name: str) -> tuple[tokenizers.Tokenizer, str | None, str | None]:
     """(backend, bos token, eos token) of the tokenizer `name`.
 
     Raises:
-      UserError: not found, not readable, offline, or without a fast tokenizer.
+      UserError: not found, not readable, offline, or without a fast tokenizer. (`tokenizer.load` puts the name before it.)
     """
     path = os.path.expanduser(name)
     file = os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
@@ -24,17 +24,17 @@ def find(name: str) -> tuple[tokenizers.Tokenizer, str | None, str | None]:
         try:
             backend = tokenizers.Tokenizer.from_file(file)
         except Exception as error:  # the Rust side raises bare Exception
-            raise UserError(f"data.tokenizer {name!r}: {file} is not a tokenizer.json ({error})") from None
+            raise UserError(f"{file} is not a tokenizer.json ({error})") from None
         return backend, *_marks(os.path.dirname(file), backend)
     if os.path.isdir(path):  # vocab.json and merges.txt, tokenizer.model, ...
         fast = _auto(name, path, local_files_only=True)
     elif os.path.isabs(path) or name.startswith(".") or name.endswith(".json") or name.count("/") > 1:
-        raise UserError(f"data.tokenizer {name!r}: not found; a folder, a tokenizer.json or a hub name is accepted")
+        raise UserError("not found; a folder, a tokenizer.json or a hub name is accepted")
     else:
         fast = _from_hub(name)
     backend = getattr(fast, "backend_tokenizer", None)
     if backend is None:
-        raise UserError(f"data.tokenizer {name!r}: a {type(fast).__name__}, not a fast one; one with tokenizer.json is accepted")
+        raise UserError(f"a {type(fast).__name__}, not a fast one; one with tokenizer.json is accepted")
     return backend, fast.bos_token, fast.eos_token
 
 
@@ -64,7 +64,7 @@ def _from_hub(name: str):
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE") or not _reachable(endpoint):
             raise UserError(
-                f"data.tokenizer {name!r}: no such folder or file, not downloaded, and {endpoint} is out of reach (offline); "
+                f"no such folder or file, not downloaded, and {endpoint} is out of reach (offline); "
                 "a local folder is accepted"
             ) from None
     return _auto(name, name)
@@ -88,4 +88,4 @@ def _auto(name: str, where: str, **options):
         return transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"data.tokenizer {name!r}: {first}") from None
+        raise UserError(first) from None

@@ -174,9 +174,9 @@ class Matching(nn.Module):
 def load_balance(
     summed: Float[Array, "batch features"], count: Float[Array, " batch"]
 ) -> Float[Array, ""]:
-    """Mean squared distance of the mean routing from 1/E: 0 iff all E features are used alike."""
+    """Mean squared distance of the mean routing from 1/E: 0 iff all E features are used alike, or there is no token."""
     mean = jnp.sum(summed, axis=0) / jnp.maximum(jnp.sum(count), 1.0)
-    return jnp.mean((mean - 1 / summed.shape[1]) ** 2)
+    return jnp.where(jnp.sum(count) > 0, jnp.mean((mean - 1 / summed.shape[1]) ** 2), 0.0)
 
 
 def _entropy(probabilities: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:

@@ -11,13 +11,14 @@ from typing import NamedTuple
 from jaxdistill import UserError
 
 DECAY = 0.5  # of the running means that `balance` divides by
+OWN = ("lm", "kd", "anchor")  # share 1 among themselves, or train alone: never balanced
 WIDEST = 1e3  # `balance` multiplies no weight by more, nor by less than its inverse
 
 
 @dataclasses.dataclass(frozen=True)
 class ReactConfig:
     """The section `react`: what an evaluation may change. patience: evaluations without a better validation score after which
-    the run stops; 0: never. balance: the term to whose raw size all others are brought, so that weights are shares; "": none."""
+    the run stops; 0: never. balance: the term to whose raw size all feature terms are brought, so that weights are shares; "": none."""
 
     patience: int = 0
     balance: str = ""
@@ -40,10 +41,11 @@ def early_stopping(metric: str, patience: int) -> Reaction:
     """Stops after `patience` evaluations in a row without a smaller `metric`."""
 
     def react(memory, step, metrics):
-        if memory["best"] is None or metrics[metric] < memory["best"]:
+        best = math.inf if memory["best"] is None else memory["best"]
+        if metrics[metric] < best:  # (a first NaN is no best: nothing would ever be better)
             return {"best": metrics[metric], "waited": 0}, {}, None
         waited = memory["waited"] + 1
-        why = f"{metric} has not fallen below {memory['best']:.4f} for {waited} evaluations" if waited >= patience else None
+        why = f"{metric} has not fallen below {best:.4f} for {waited} evaluations" if waited >= patience else None
         return {**memory, "waited": waited}, {}, why
 
     return Reaction({"best": None, "waited": 0}, {}, react)
@@ -105,5 +107,5 @@ def chosen(config: ReactConfig, weights: dict, *, gate: float | None = None) -> 
         on = [name for name, weight in weights.items() if not weight.off and not name.endswith("_balance")]
         if config.balance not in on:
             raise UserError(f"config key react.balance: found {config.balance!r}; accepted: '' or one of {', '.join(on)}")
-        found["balance"] = balance(config.balance, tuple(name for name in on if name not in (config.balance, "lm", "anchor")))
+        found["balance"] = balance(config.balance, tuple(name for name in on if name not in (config.balance, *OWN)))
     return together(found)

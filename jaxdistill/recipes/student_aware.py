@@ -162,8 +162,8 @@ def make(config) -> Recipe:
         if on:
             valid = (layout["segments"] > 0) & batch["valid"][:, None]
             if paired:
+                valid = valid & at_places(batch, theirs["final"])[1]
                 theirs = {name: at_places(batch, states)[0] for name, states in theirs.items() if not name.startswith("attention")}
-                valid = valid & (batch["aligned"][:, :-1] >= 0)
         for name in on:
             options = {}
             if name == "router":
@@ -261,7 +261,7 @@ def _teacher(config, rows, corpus, mode: str, *, wanted: bool):
         return None, corpus
     if not chosen.path:
         raise UserError("config key teacher.path: found ''; accepted: a local folder with config.json and model.safetensors")
-    tok = tokenizer.load(chosen.path)
+    tok = tokenizer.load(chosen.path, "the tokenizer of teacher.path")
     theirs, ours = tokenizer.tokenizer_hash(tok), tokenizer.tokenizer_hash(corpus.tokenizer)
     if mode == "logits" and theirs != ours:
         raise UserError(f"config key teacher.path: found tokenizer {theirs[:12]} in {chosen.path}, and {ours[:12]} on the data; "
