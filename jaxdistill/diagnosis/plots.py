@@ -4,6 +4,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLOURS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8d6cab", "#e08e2b", "#5b6770")
+STYLES = ("-", "--", ":")
 
 
 def _figure(width: float = 7.2, height: float = 3.4, panels: int = 1):
@@ -17,20 +18,43 @@ def _figure(width: float = 7.2, height: float = 3.4, panels: int = 1):
 
 
 def validation(records: dict, metric: str, label: str, levels: dict[str, float]) -> Figure:
-    """`metric` of every evaluation over the updates, one line a run; `levels` are runs that did not train: a
-    horizontal line each, unless it is far from all curves."""
+    """`metric` of every evaluation over the updates: a line for each run, and for one of several seeds their mean with each
+    seed behind it. `levels` are runs that did not train: a horizontal line each, unless it is far from all curves."""
     figure, (axis,) = _figure()
-    for index, (run, lines) in enumerate(records.items()):
-        points = [(line["step"], line["evaluation"][metric]) for line in lines if metric in line.get("evaluation", {})]
-        if points:
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=COLOURS[index % len(COLOURS)], label=run)
+    for index, (name, runs) in enumerate(_by_name(records).items()):
+        look = _look(index)
+        seen = ([line for line in lines if metric in line.get("evaluation", {})] for lines in runs.values())
+        curves = [{line["step"]: line["evaluation"][metric] for line in lines} for lines in seen if lines]
+        if len(curves) > 1:
+            for curve in curves:
+                axis.plot(*zip(*curve.items(), strict=True), linewidth=0.6, alpha=0.4, **look)
+            common = sorted(set.intersection(*map(set, curves)))
+            axis.plot(common, [sum(curve[step] for curve in curves) / len(curves) for step in common], marker="o", markersize=3,
+                      label=f"{name} (mean of {len(curves)})", **look)
+        elif curves:
+            axis.plot(*zip(*curves[0].items(), strict=True), marker="o", markersize=3, label=next(iter(runs)), **look)
     low, high = axis.get_ylim()
-    near = {run: value for run, value in levels.items() if low - (high - low) <= value <= high + (high - low)}  # others would flatten it
-    for index, (run, value) in enumerate(near.items()):
-        axis.axhline(value, linestyle=(0, (4, 2)), linewidth=1, color=COLOURS[-1 - index % len(COLOURS)], label=f"{run} (not trained)")
+    for index, (name, runs) in enumerate(_by_name(levels).items()):
+        value = sum(runs.values()) / len(runs)
+        if low - (high - low) <= value <= high + (high - low):  # others would flatten it
+            text = f"{name if len(runs) > 1 else next(iter(runs))} (not trained)"
+            axis.axhline(value, linestyle=(0, (4, 2)), linewidth=1, color=COLOURS[-1 - index % len(COLOURS)], label=text)
     axis.set(xlabel="updates", ylabel=label, title=f"{label} on validation text")
     axis.legend(fontsize=8, frameon=False)
     return figure
+
+
+def _look(index: int) -> dict:
+    """Of the line `index`: no two of the first eighteen look alike."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
+
+
+def _by_name(runs: dict) -> dict[str, dict]:
+    """{"kd-0": a, "kd-1": b} -> {"kd": {"kd-0": a, "kd-1": b}}."""
+    groups: dict[str, dict] = {}
+    for run, value in runs.items():
+        groups.setdefault(run.rsplit("-", 1)[0], {})[run] = value
+    return groups
 
 
 def terms(run: str, lines: list[dict]) -> Figure:
@@ -41,9 +65,9 @@ def terms(run: str, lines: list[dict]) -> Figure:
     for axis, kind in zip(axes, ("raw", "weighted"), strict=True):
         for index, name in enumerate(names):
             axis.plot([line["step"] for line in lines], [_number(line["terms"][name][kind]) for line in lines],
-                      linewidth=1, color=COLOURS[index % len(COLOURS)], label=name)
+                      linewidth=1, label=name, **_look(index))
         axis.set(xlabel="updates", title=f"{run}: loss terms, {kind}")
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=7, frameon=False, ncols=1 + len(names) // 5)
     return figure
 
 
@@ -53,16 +77,17 @@ def schedules(run: str, lines: list[dict]) -> Figure:
     lines = _thin([line for line in lines if "terms" in line])
     steps = [line["step"] for line in lines]
     curves = {f"weight of {name}": [line["terms"][name]["weight"] for line in lines] for name in (lines[-1]["terms"] if lines else {})}
+    curves = {name: values for name, values in curves.items() if any(values)}
     curves |= {name: [line["knobs"][name] for line in lines] for name in (lines[-1]["knobs"] if lines else {})}
     for index, (name, values) in enumerate(curves.items()):
-        axes[0].plot(steps, values, linewidth=1.2, color=COLOURS[index % len(COLOURS)], label=name)
+        axes[0].plot(steps, values, linewidth=1.2, label=name, **_look(index))
     for index, group in enumerate(lines[-1]["groups"] if lines else {}):
         axes[1].plot(steps, [line["groups"][group]["lr"] for line in lines], linewidth=1.2,
-                     color=COLOURS[index % len(COLOURS)], label=group, linestyle=("-", "--", ":")[index % 3])
+                     color=COLOURS[index % len(COLOURS)], label=group, linestyle=STYLES[index % len(STYLES)])
     axes[0].set(xlabel="updates", title=f"{run}: weights and knobs")
     axes[1].set(xlabel="updates", title=f"{run}: learning rate by group")
     for axis in axes:
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=7, frameon=False, ncols=1 + len(axis.lines) // 6)
     return figure
 
 

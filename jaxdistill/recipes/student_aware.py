@@ -122,7 +122,8 @@ def make(config) -> Recipe:
         """The teacher's states where it has read exactly what the student has, and where that is."""
         if not paired:
             return states, jnp.ones(states.shape[:2], bool)
-        return cross_tokenizer.gather_aligned(states, batch["aligned"][:, :-1])
+        found, where = cross_tokenizer.gather_aligned(states.reshape(*states.shape[:2], -1), batch["aligned"][:, :-1])
+        return found.reshape(*where.shape, *states.shape[2:]), where
 
     def loss(params, extra, frozen, batch, dials, key):
         tokens, labels, where, layout = next_token(batch)
