@@ -92,12 +92,12 @@ def get_config(variant: str = ""):
     if variant == "cross":
         config.data.vocab, config.run.teacher.data.vocab = 1024, 4096
         config.hidden.weight = ((0.0, 0.0),)
-        config.kd.mode = config.headline = config.run.ce_only_same_seconds.seconds_of = "projector"
+        config.kd.mode = config.headline = config.run.ce_only_same_seconds.seconds_of = "alm"
         del config.run.kd
-        config.run.projector = dict(recipe="student_aware")
-        config.run.alm = dict(recipe="student_aware", kd=dict(mode="alm"))
+        config.run.alm = dict(recipe="student_aware")
+        config.run.projector = dict(recipe="student_aware", kd=dict(mode="projector"))
         config.run.uld = dict(recipe="student_aware", kd=dict(mode="uld"))
-        config.runs = ("teacher", "untouched", "ce_only", "projector", "alm", "uld", "ce_only_same_seconds")
+        config.runs = ("teacher", "untouched", "ce_only", "alm", "ce_only_same_seconds", "projector", "uld")
     if variant == "smoke":
         config.data.eval_tokens = 8_192
         config.train.steps = 30

@@ -26,9 +26,11 @@ flags.FLAGS.mark_as_parsed()  # grain's workers ask
 jaxtyping.install_import_hook(["jaxdistill.losses", "jaxdistill.models", "jaxdistill.evaluators"], "beartype.beartype")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """A cache folder of the session's own: no test reads what a user's runs left, or leaves anything there."""
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A cache folder of the session's own: no test, and no fixture that tests share, reads what a user's runs left, or leaves
+    anything there."""
     folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder

@@ -1,4 +1,4 @@
-"""A teacher of another tokenizer: three seeds of configs/kd.py:cross, with one more way to begin the projector.
+"""A teacher of another tokenizer: three seeds of configs/kd.py:cross, without its slow baseline, and with the hidden term beside alm.
 
     python -m jaxdistill.main --config=experiments/cross/cross.py --workdir=workdir/cross
 """
@@ -9,7 +9,7 @@ from configs import kd
 def get_config():
     config = kd.get_config("cross")
     config.seeds = (0, 1, 2)
-    config.run.projector_random = dict(recipe="student_aware", projector=dict(init="orthogonal"))
-    config.runs = tuple(name for name in config.runs if name != "uld") + ("projector_random",)
+    config.run.alm_hidden = dict(recipe="student_aware", hidden=dict(weight=kd.get_config().hidden.weight))
     del config.run.uld
+    config.runs = (*(name for name in config.runs if name != "uld"), "alm_hidden")
     return config

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxdistill.data import text, tokenizer
 from jaxdistill.models import gpt2
+from jaxdistill.training import plan, prepare, sharding
 from jaxdistill.training.defaults import defaults
 
 TEXT = dict(source="files", path="", field="text", invalid_utf8="error", tokenizer="", vocab=300, length=16, validation=0.2,
@@ -39,16 +40,44 @@ def config(folder: Path) -> ConfigDict:
     return c
 
 
+def ready(job: Path, *, mesh=(1, 1, 1), recipe="student_aware", dry=False, **changes) -> prepare.Prepared:
+    """The one run of `config(job)`, of `recipe` and with sections changed, made ready."""
+    return prepare.prepare(build(job, mesh=mesh, recipe=recipe, **changes), sharding.make_mesh(mesh), dry=dry)
+
+
+def build(job: Path, *, mesh=(1, 1, 1), recipe="student_aware", **changes) -> prepare.Built:
+    c = config(job)
+    c.run.kd.recipe = recipe
+    if recipe == "lm":
+        c.model = dict(c.student)
+    c.mesh = mesh
+    c.update(changes)
+    return prepare.build(plan.expand(c)[0])
+
+
 @pytest.fixture(scope="session")
 def job(tmp_path_factory):
-    """The folder of a job: text/, and teacher/ (random weights, wide enough to be far from any student)."""
+    """The folder of a job: text/, and teacher/."""
     folder = tmp_path_factory.mktemp("job")
     (folder / "text").mkdir()
     documents(folder / "text")
     corpus = text.load(text.TextConfig(**TEXT | dict(path=str(folder / "text"))))
-    module = gpt2.GPT2(gpt2.GPT2Config(vocab=corpus.vocab, length=16, width=16, depth=2, heads=2))
+    teacher(folder / "teacher", corpus.tokenizer, length=16)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other(job):
+    """The folder of a teacher of another tokenizer: fewer merges, learned from other text; another width and number of heads."""
+    learned = tokenizer.train(["the cat and the dog and the tree then under the house"], 270, "other")
+    teacher(job / "other", learned, length=40, width=24, heads=4)
+    return job / "other"
+
+
+def teacher(folder: Path, tok: tokenizer.Tokenizer, *, length: int, width: int = 16, heads: int = 2, depth: int = 2) -> None:
+    """A GPT-2 of random weights, wide enough to be far from any student."""
+    module = gpt2.GPT2(gpt2.GPT2Config(vocab=tok.vocab, length=length, width=width, depth=depth, heads=heads))
     params = module.init(jax.random.key(5), jnp.zeros((1, 2), jnp.int32))["params"]
     params = jax.tree.map(lambda x: 4 * x, params)
-    gpt2.to_hf(module, params, folder / "teacher", bos_token_id=corpus.eos, eos_token_id=corpus.eos)
-    tokenizer.save(corpus.tokenizer, str(folder / "teacher"))
-    return folder
+    gpt2.to_hf(module, params, folder, bos_token_id=tok.eos, eos_token_id=tok.eos)
+    tokenizer.save(tok, str(folder))
