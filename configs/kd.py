@@ -91,7 +91,7 @@ def get_config(variant: str = ""):
         config.contrastive.weight = ((0.7, 0.0), (1.0, 0.05))
     if variant == "cross":
         config.data.vocab, config.run.teacher.data.vocab = 1024, 4096
-        config.hidden.weight = ((0.0, 0.0),)
+        config.hidden.weight = ((0.0, 0.0),)  # nothing beside alm (experiments/cross)
         config.kd.mode = config.headline = config.run.ce_only_same_seconds.seconds_of = "alm"
         del config.run.kd
         config.run.alm = dict(recipe="student_aware")

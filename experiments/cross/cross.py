@@ -1,4 +1,4 @@
-"""A teacher of another tokenizer: three seeds of configs/kd.py:cross, without its slow baseline, and with the hidden term beside alm.
+"""A teacher of another tokenizer: three seeds of configs/kd.py:cross, without its slow baseline, and alm with the hidden term and without.
 
     python -m jaxdistill.main --config=experiments/cross/cross.py --workdir=workdir/cross
 """

@@ -185,10 +185,12 @@ def make(config) -> Recipe:
         if "hidden" in on:
             terms["hidden_balance"] = Term(match.apply({"params": params["match"]}, method="layer_balance"), one)
         if "router" in on:
-            terms["router_balance"] = Term(matching.load_balance(stats["routing"], stats["tokens"]), one)
+            balance = matching.load_balance(stats["routing"], stats["tokens"])
+            terms["router_balance"] = Term(jnp.where(jnp.any(stats["routing"] != 0), balance, 0.0), one)  # 0 while it is closed
         if "contrastive" in on:
             there = stats["tokens"] > 0
             values = info_nce(stats["student_pool"], stats["teacher_pool"], where=there, temperature=features["contrastive"].temperature)
+            values = jnp.where(jnp.any(stats["teacher_pool"] != 0), values, 0.0)
             terms["contrastive"] = Term(jnp.sum(values), jnp.sum(there, dtype=jnp.float32))
         return terms, extra
 
