@@ -95,7 +95,8 @@ def get_config(variant: str = ""):
         config.kd.mode = config.headline = config.run.ce_only_same_seconds.seconds_of = "alm"
         del config.run.kd
         config.run.alm = dict(recipe="student_aware")
-        config.run.projector = dict(recipe="student_aware", kd=dict(mode="projector"))
+        # Its target is read through the student's own head, which learns from lm alone: hence less of it, and later.
+        config.run.projector = dict(recipe="student_aware", kd=dict(mode="projector", weight=((0.3, 0.0), (0.6, 0.5))))
         config.run.uld = dict(recipe="student_aware", kd=dict(mode="uld"))
         config.runs = ("teacher", "untouched", "ce_only", "alm", "ce_only_same_seconds", "projector", "uld")
     if variant == "smoke":

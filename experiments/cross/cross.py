@@ -10,6 +10,7 @@ def get_config():
     config = kd.get_config("cross")
     config.seeds = (0, 1, 2)
     config.run.alm_hidden = dict(recipe="student_aware", hidden=dict(weight=kd.get_config().hidden.weight))
+    config.run.projector.kd.weight = config.kd.weight
     del config.run.uld
     config.runs = (*(name for name in config.runs if name != "uld"), "alm_hidden")
     return config
