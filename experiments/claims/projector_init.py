@@ -10,7 +10,7 @@ INITS = ("normal", "kaiming_uniform", "orthogonal", "heads", "lstsq")
 
 def get_config():
     config = kd.get_config("cross")
-    config.seeds, config.headline = (0, 1, 2), ""
+    config.headline = ""
     config.kd.mode = "projector"
     config.train.steps, config.train.eval_every = 40, 10
     config.run = dict(teacher=config.run.teacher, **{name: dict(recipe="student_aware", projector=dict(init=name)) for name in INITS})

@@ -124,7 +124,8 @@ class Matching(nn.Module):
 
     def layer_balance(self) -> Float[Array, ""]:
         """Mean squared distance of the layer weights from equal ones: left alone they drift to the easiest layer."""
-        return jnp.mean((jax.nn.softmax(self.variables["params"]["layers"]["scores"]) - 1 / self.depth) ** 2)
+        scores = self.variables["params"]["layers"].get("scores", jnp.zeros(1))
+        return jnp.mean((jax.nn.softmax(scores) - 1 / self.depth) ** 2)
 
     def attention(self, student: dict, teacher: dict, valid: Bool[Array, "batch time"]) -> tuple[Float[Array, "batch time"], dict, dict]:
         """KL of the teacher's attention rows to the student's, mean over the student's blocks."""

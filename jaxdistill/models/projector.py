@@ -72,7 +72,8 @@ class Projector(nn.Module):
 
 
 class LayerProjectors(nn.Module):
-    """One projector for each of the student's blocks, and learned layer weights: softmax of scores that begin equal."""
+    """One projector for each of the student's blocks, and learned layer weights: softmax of scores that begin equal. (Of one
+    block there is nothing to weigh: it has no score, which could get no gradient.)"""
 
     layers: int
     width: int
@@ -81,14 +82,14 @@ class LayerProjectors(nn.Module):
 
     @nn.compact
     def __call__(self, blocks: list) -> tuple[list, Float[Array, " layers"]]:
-        scores = self.param("scores", nn.initializers.zeros, (self.layers,))
+        scores = self.param("scores", nn.initializers.zeros, (self.layers,)) if self.layers > 1 else jnp.zeros(1)
         projected = [Projector(self.width, self.kind, dtype=self.dtype, name=f"block_{i}")(x) for i, x in enumerate(blocks)]
         return projected, jax.nn.softmax(scores)
 
 
 class HeadMap(nn.Module):
     """The teacher's attention rows, mixed into as many heads as the student has: each a convex mix, so still a row of
-    probabilities. Equal counts need no map and have none (the parameters are then empty)."""
+    probabilities. Equal counts and a teacher of one head need no map and have none (the parameters are then empty)."""
 
     heads: int
 
@@ -98,6 +99,8 @@ class HeadMap(nn.Module):
         count = teacher.shape[1]
         if count == self.heads:
             return teacher, jnp.eye(count)
+        if count == 1:
+            return jnp.repeat(teacher, self.heads, axis=1), jnp.ones((self.heads, 1))
         scores = self.param("scores", nn.initializers.normal(0.02), (self.heads, count))
         weights = jax.nn.softmax(scores, axis=-1)
         return jnp.einsum("st,btqk->bsqk", weights, teacher), weights

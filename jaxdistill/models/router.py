@@ -48,7 +48,7 @@ class Router(nn.Module):
         }
         gap = nn.Dense(self.width, dtype=self.dtype, name="gap_student")(first)[:, :, None]
         gap = gap + nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="gap_teacher")(later)
-        parts["gap"] = nn.Dense(1, dtype=self.dtype, name="gap")(nn.gelu(gap))[..., 0]
+        parts["gap"] = nn.Dense(1, use_bias=False, dtype=self.dtype, name="gap")(nn.gelu(gap))[..., 0]
         if key is not None:
             parts["gate"] = parts["gate"] + NOISE * jax.random.normal(key, parts["gate"].shape, parts["gate"].dtype)
         scores = sum(share * parts[name].astype(jnp.float32) for name, share in SHARES.items())

@@ -93,6 +93,8 @@ def make(config) -> Recipe:
                         "(rows of unlike tokens have nothing in common)")
     if "contrastive" in on and batch_size < 8:
         raise UserError(f"config key train.batch: found {batch_size} with a contrastive term; accepted: 8 examples or more")
+    if "router" in on and teacher.depth == 1 and not teacher.experts:
+        raise UserError("config key router.weight: found a weight with a teacher of one block; accepted: 0 (there is nothing to choose)")
     into_student = projector.Projector(student.width, project.kind, project.init, student.dtype)
     match = teacher and matching.Matching(
         terms=on, depth=student.depth, teacher_depth=teacher.depth, width=teacher.width, heads=student.heads, attend=not paired,
@@ -105,7 +107,7 @@ def make(config) -> Recipe:
             params["projector"] = into_student.init(jax.random.fold_in(key, 1), jnp.zeros((1, teacher.width)))["params"]
         if on:
             example = student.example(), teacher.example(), jnp.ones((1, 2), bool)
-            params["match"] = match.init(jax.random.fold_in(key, 2), *example).get("params", {})
+            params["match"] = jax.jit(match.init)(jax.random.fold_in(key, 2), *example).get("params", {})
         return Variables(params)
 
     def frozen(place):

