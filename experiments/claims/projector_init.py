@@ -5,7 +5,7 @@
 
 from configs import kd
 
-INITS = ("normal", "kaiming_uniform", "orthogonal", "heads", "lstsq")
+INITS = ("normal", "kaiming_uniform", "orthogonal", "heads")
 
 
 def get_config():
@@ -13,6 +13,7 @@ def get_config():
     config.headline = ""
     config.kd.mode = "projector"
     config.train.steps, config.train.eval_every = 40, 10
-    config.run = dict(teacher=config.run.teacher, **{name: dict(recipe="student_aware", projector=dict(init=name)) for name in INITS})
-    config.runs = ("teacher", *INITS)
+    config.run = dict(teacher=config.run.teacher, **{name: dict(recipe="student_aware", projector=dict(init=name)) for name in INITS},
+                      lstsq=dict(recipe="student_aware"))
+    config.runs = ("teacher", *INITS, "lstsq")
     return config
