@@ -44,8 +44,7 @@ def reverse_kl(
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
     """KL(q || p) (MiniLLM, arXiv 2306.08543): the student keeps to what the teacher finds likely."""
-    log_p, log_q = _log_probs(teacher_logits, student_logits, temperature, where)
-    return _kl(log_q, log_p)
+    return forward_kl(student_logits, teacher_logits, temperature=temperature, where=where)
 
 
 def jsd(
@@ -60,11 +59,9 @@ def jsd(
     (GKD, arXiv 2306.13649). beta is static; at exactly 0 it is forward KL and at 1 reverse KL, the limits of
     jsd / beta and jsd / (1 - beta), as TRL defines them."""
     _check_share("beta", beta)
+    if beta in (0, 1):
+        return (reverse_kl if beta else forward_kl)(teacher_logits, student_logits, temperature=temperature, where=where)
     log_p, log_q = _log_probs(teacher_logits, student_logits, temperature, where)
-    if beta == 0:
-        return _kl(log_p, log_q)
-    if beta == 1:
-        return _kl(log_q, log_p)
     log_m = _log_mixture(beta, log_p, log_q)
     return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
 
@@ -79,6 +76,8 @@ def skew_kl(
 ) -> Float[Array, "*batch"]:
     """KL(p || alpha p + (1 - alpha) q) (DistiLLM, arXiv 2402.03898): forward KL at alpha 0, nothing at 1. alpha is static."""
     _check_share("alpha", alpha)
+    if alpha == 0:
+        return forward_kl(teacher_logits, student_logits, temperature=temperature, where=where)
     log_p, log_q = _log_probs(teacher_logits, student_logits, temperature, where)
     return _kl(log_p, _log_mixture(alpha, log_p, log_q))
 
@@ -93,6 +92,8 @@ def skew_reverse_kl(
 ) -> Float[Array, "*batch"]:
     """KL(q || alpha q + (1 - alpha) p) (DistiLLM, arXiv 2402.03898): reverse KL at alpha 0, nothing at 1. alpha is static."""
     _check_share("alpha", alpha)
+    if alpha == 0:
+        return reverse_kl(teacher_logits, student_logits, temperature=temperature, where=where)
     log_p, log_q = _log_probs(teacher_logits, student_logits, temperature, where)
     return _kl(log_q, _log_mixture(alpha, log_q, log_p))
 
@@ -170,8 +171,8 @@ def _kl(log_a, log_b):
 
 def _log_mixture(share, log_a, log_b):
     """log(share a + (1 - share) b). Not by way of the probabilities: log(max(p, tiny)) has no gradient to trust."""
-    if share in (0, 1):
-        return log_a if share else log_b
+    if share == 1:
+        return log_a
     return jnp.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
 
 

@@ -28,7 +28,7 @@ class HiddenConfig:
     """The section `hidden`. projector: of each student block into the teacher's space. balance: weight, inside the term, of
     what keeps the learned layer weights from drifting to the easiest layer."""
 
-    weight: tuple = OFF
+    weight: Any = OFF
     distance: str = "rms"
     projector: str = "linear"
     balance: float = 0.01
@@ -44,14 +44,14 @@ class HiddenConfig:
 class AttentionConfig:
     """The section `attention`."""
 
-    weight: tuple = OFF
+    weight: Any = OFF
 
 
 @dataclasses.dataclass(frozen=True)
 class ContrastiveConfig:
     """The section `contrastive`. temperature: tau of InfoNCE."""
 
-    weight: tuple = OFF
+    weight: Any = OFF
     temperature: float = 0.07
 
     def __post_init__(self):
@@ -62,9 +62,9 @@ class ContrastiveConfig:
 class RouterConfig:
     """The section `router`. k, temperature: ramps. balance: weight of the load balance inside the term."""
 
-    weight: tuple = OFF
-    k: tuple = ((0.0, 1.0), (1.0, 4.0))
-    temperature: tuple = ((0.0, 1.0), (1.0, 0.1))
+    weight: Any = OFF
+    k: Any = ((0.0, 1.0), (1.0, 4.0))
+    temperature: Any = ((0.0, 1.0), (1.0, 0.1))
     balance: float = 0.01
     lr_mult: float = 2.0
 

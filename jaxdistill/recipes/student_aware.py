@@ -16,6 +16,7 @@ leaves of 1.
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +42,8 @@ class KDConfig:
     """The section `kd`. mode: what is compared: logits (of one tokenizer), logits of the projected teacher, likelihoods of
     aligned spans (alm), sorted probabilities (uld). kind, beta, alpha, top_k: of the divergence (losses.divergences). tau: of alm."""
 
-    weight: tuple = ((0.0, 0.9),)
-    temperature: tuple = ((0.0, 1.0),)
+    weight: Any = ((0.0, 0.9),)
+    temperature: Any = ((0.0, 1.0),)
     mode: str = "logits"
     kind: str = "forward_kl"
     beta: float = 0.5
