@@ -140,7 +140,7 @@ class Rest:
     """A weight: what the weight of the term `of` leaves of 1 at this step, controls included. While `of` is closed, all of it."""
 
     of: str
-    off: bool = False
+    off = False  # as a Schedule's; never by itself
 
 
 def while_on(schedule: Schedule, scale: Array | float, compute: Callable) -> Any:

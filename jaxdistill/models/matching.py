@@ -77,6 +77,7 @@ def _above_0(key: str, value: float) -> None:
     if not value > 0:
         raise UserError(f"config key {key}: found {value}; accepted: a number above 0")
 
+
 CONFIGS = {"hidden": HiddenConfig, "attention": AttentionConfig, "contrastive": ContrastiveConfig, "router": RouterConfig}
 
 
@@ -146,8 +147,7 @@ class Matching(nn.Module):
     ) -> tuple[Float[Array, "batch time"], dict, dict]:
         """Distance of the student's final state, projected, to the mix of teacher features that is routed to each token, and
         of its attention rows (heads averaged) to the same mix of the teacher's."""
-        names = [f"block_{t}" for t in range(self.teacher_depth)]
-        features = jnp.stack([teacher[name] for name in names], axis=2)
+        features = jnp.stack([teacher[f"block_{t}"] for t in range(self.teacher_depth)], axis=2)
         features = jnp.concatenate([features, *(teacher[name] for name in self.experts)], axis=2).astype(jnp.float32)
         # Each of size 1: states grow with depth, and a mix of raw ones would be the last block's.
         features = rms_normalised(jnp.where(valid[..., None, None], features, 1.0))
@@ -156,7 +156,7 @@ class Matching(nn.Module):
         routed = jnp.einsum("bte,bted->btd", weights, features)
         values = rms_distance(projected, routed, where=valid)
         if self.attend:
-            of_block = [int(name.split("_")[1]) for name in names]
+            of_block = list(range(self.teacher_depth))
             for name in self.experts:
                 of_block += [int(name.split("_")[1])] * teacher[name].shape[2]
             rows = jnp.stack([jnp.mean(teacher[f"attention_{t}"], axis=1) for t in range(self.teacher_depth)], axis=1)
@@ -172,9 +172,7 @@ class Matching(nn.Module):
         return values, {"routing": jnp.sum(jnp.where(valid[..., None], probabilities, 0.0), axis=1)}, probes
 
 
-def load_balance(
-    summed: Float[Array, "batch features"], count: Float[Array, " batch"]
-) -> Float[Array, ""]:
+def load_balance(summed: Float[Array, "batch features"], count: Float[Array, " batch"]) -> Float[Array, ""]:
     """Mean squared distance of the mean routing from 1/E: 0 iff all E features are used alike, or there is no token."""
     mean = jnp.sum(summed, axis=0) / jnp.maximum(jnp.sum(count), 1.0)
     return jnp.where(jnp.sum(count) > 0, jnp.mean((mean - 1 / summed.shape[1]) ** 2), 0.0)
