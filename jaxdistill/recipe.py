@@ -180,7 +180,9 @@ class Recipe(NamedTuple):
     knobs: name -> Schedule. controls: name -> multiplier that only `react` moves ("lr", or a term's name).
     memory: react's first memory (JSON). react: (memory, step, metrics) -> (memory, controls, stop reason | None), after
         an evaluation: its metrics, and `train/TERM`, the raw value of each loss term at this update.
-    export: (params, folder) -> None, so that commands need no model. figures: (variables, frozen, batches) -> figures.
+    export: (params, folder) -> None, so that commands need no model.
+    figures: (the deployed student's variables, frozen, batches of the test split as the step gets them) -> {name: matplotlib figure},
+        drawn when a run is finished and shown in the report.
     describe: (batch) -> text for people: what a batch holds.
     facts: JSON facts of what the recipe was built from (fingerprints, hashes, sizes): part of the run's identity.
     """

@@ -88,7 +88,8 @@ def write(workdir: Path, results: dict) -> tuple[Path, Path]:
               if row["steps"] == 0 and monitor in row["validation"]}
     curves = _png(plots.validation(records, monitor, label, levels))
     trained = {run: lines for run, lines in records.items() if any("terms" in line for line in lines)}
-    pictures = [curves] + [_png(draw(run, lines)) for run, lines in trained.items() for draw in (plots.terms, plots.schedules)]
+    drawn = [path.read_bytes() for folder in folders for path in sorted(folder.glob("figures/*.png"))]
+    pictures = [curves, *drawn] + [_png(draw(run, lines)) for run, lines in trained.items() for draw in (plots.terms, plots.schedules)]
     picture, page = workdir / "curves.png", workdir / "report.html"
     picture.write_bytes(curves)
     page.write_text(_page(workdir, results, pictures))

@@ -1,5 +1,6 @@
 """Pictures of a job from its records: {run id: list of metrics.jsonl objects}. No display is needed."""
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -39,7 +40,7 @@ def validation(records: dict, metric: str, label: str, levels: dict[str, float])
         if low - (high - low) <= value <= high + (high - low):  # others would flatten it
             text = f"{name if len(runs) > 1 else next(iter(runs))} (not trained)"
             axis.axhline(value, linestyle=(0, (4, 2)), linewidth=1, color=COLOURS[-1 - index % len(COLOURS)], label=text)
-    axis.set(xlabel="updates", ylabel=label, title=f"{label} on validation text")
+    axis.set(xlabel="updates", ylabel=label, title=f"{label} on the validation split")
     axis.legend(fontsize=8, frameon=False)
     return figure
 
@@ -88,6 +89,34 @@ def schedules(run: str, lines: list[dict]) -> Figure:
     axes[1].set(xlabel="updates", title=f"{run}: learning rate by group")
     for axis in axes:
         axis.legend(fontsize=7, frameon=False, ncols=1 + len(axis.lines) // 6)
+    return figure
+
+
+def attention(images, names: list[str], maps: dict, queries, grid: tuple[int, int]) -> Figure:
+    """A row an image: the image, each of `maps` ({title: [images, patches], or None}) over it, and the patches that were chosen.
+
+    images: uint8 [images, height, width, channels]. queries: int [images, chosen], patches of the grid (rows, columns); or None."""
+    maps = {title: values for title, values in maps.items() if values is not None}
+    columns = 1 + len(maps) + (queries is not None)
+    figure = Figure(figsize=(1.5 * columns, 1.5 * len(images) + 0.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(images), columns, squeeze=False)
+    height, width = images.shape[1:3]
+    for row, image in zip(range(len(images)), images, strict=True):
+        picture = image if image.shape[-1] == 3 else image[..., 0]
+        for axis in axes[row]:
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            axis.set(xticks=[], yticks=[])
+        axes[row][0].set_ylabel(names[row], fontsize=7)
+        for axis, values in zip(axes[row][1:], maps.values(), strict=False):
+            axis.imshow(values[row].reshape(grid), cmap="inferno", alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        if queries is not None:
+            chosen = np.zeros(grid[0] * grid[1])
+            chosen[queries[row]] = 1
+            axes[row][-1].imshow(np.where(chosen, np.nan, 1.0).reshape(grid), cmap="gray", alpha=0.8, vmin=0, vmax=1,
+                                 extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+    for axis, title in zip(axes[0], ["image", *maps, *(["queries of GLCA"] if queries is not None else [])], strict=True):
+        axis.set_title(title, fontsize=8)
     return figure
 
 

@@ -33,7 +33,8 @@ def defaults() -> ConfigDict:
         name="adamw",                 # adamw | sgd
         b1=0.9, b2=0.95, eps=1e-8,
         momentum=0.9,                 # sgd only
-        weight_decay=0.01,            # decoupled; on matrices only
+        weight_decay=0.01,            # on matrices only
+        decay="decoupled",            # decoupled (as AdamW) | coupled (L2: part of the gradient, through the moments)
         clip=1.0,                     # global gradient norm, before the groups; 0: off
     ))
     config.gates = ConfigDict(dict(

@@ -18,7 +18,7 @@ from jaxdistill.recipe import Variables
 from jaxdistill.training import optim, plan, results, sharding, store
 from jaxdistill.training.checkpoint import Checkpoints
 from jaxdistill.training.metrics import Lines, TensorBoard, Terminal, record, write_json
-from jaxdistill.training.prepare import Built, Prepared, build, compile_step, evaluate, export, prepare
+from jaxdistill.training.prepare import Built, Prepared, build, compile_step, draw, evaluate, export, prepare
 from jaxdistill.training.state import deployed
 
 SICK = "sick: "  # begins the stop reason that a gate leaves in the checkpoint
@@ -159,6 +159,7 @@ def train(built: Built, mesh, folder: Path, want: dict, signals: "_Signals", *, 
             state = _steps(ready, state, data, memory, checkpoints, folder, terminal, signals, jitted)
         row = _row(ready, state, memory, checkpoints, jitted)
         export(ready, deployed(state), folder / "export")
+        draw(ready, deployed(state), state.extra, folder / "figures")
     finally:
         terminal.close()
         checkpoints.close()

@@ -50,7 +50,9 @@ def join(train: Any, rest: Any) -> Any:
 
 
 def optimizer(config, groups: Any) -> optax.GradientTransformation:
-    """config: name ('adamw' | 'sgd'), b1, b2, eps, momentum, clip (global norm, 0 = off).
+    """config: name ('adamw' | 'sgd'), b1, b2, eps, momentum, clip (global norm, 0 = off), decay ('decoupled', or 'coupled':
+    L2, which Adam divides by the size of the gradients, so that weights with small ones vanish; SGD knows no difference but
+    for the momentum).
 
     Returns updates to be scaled by the learning rate: they already carry the minus sign and lr_mult."""
     moments = {
@@ -59,10 +61,13 @@ def optimizer(config, groups: Any) -> optax.GradientTransformation:
     }
     if config.name not in moments:
         raise UserError(f"optimizer.name: found {config.name!r}; accepted: {', '.join(moments)}")
+    if config.decay not in ("decoupled", "coupled"):
+        raise UserError(f"optimizer.decay: found {config.decay!r}; accepted: decoupled, coupled")
 
     def chain(group: Group):
         decay = [optax.add_decayed_weights(group.weight_decay)] if group.weight_decay else []
-        return optax.chain(moments[config.name](), *decay, optax.scale(-group.lr_mult))
+        parts = [*decay, moments[config.name]()] if config.decay == "coupled" else [moments[config.name](), *decay]
+        return optax.chain(*parts, optax.scale(-group.lr_mult))
 
     leaves = [group for group in jax.tree.leaves(groups) if not group.frozen]
     transforms = {group.name: chain(group) for group in leaves}

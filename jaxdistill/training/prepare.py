@@ -15,7 +15,7 @@ import numpy as np
 from jaxdistill import UserError
 from jaxdistill.diagnosis.gates import Gates
 from jaxdistill.diagnosis.reach import reach
-from jaxdistill.recipe import Recipe, load
+from jaxdistill.recipe import Recipe, Variables, load
 from jaxdistill.training import objective, optim, sharding, state
 from jaxdistill.training.plan import Run, Watched
 
@@ -59,6 +59,7 @@ class OptimizerConfig:
     eps: float
     momentum: float
     weight_decay: float  # read by the recipes, whose groups carry it
+    decay: str
     clip: float
 
     def __post_init__(self):
@@ -223,3 +224,15 @@ def export(ready: Prepared, params, folder: Path) -> None:
     host = sharding.to_host(params)
     if jax.process_index() == 0:
         ready.built.recipe.export(host, folder)
+
+
+def draw(ready: Prepared, params, extra, folder: Path) -> None:
+    """The recipe's figures of the deployed student on the test split, as `folder`/NAME.png, written by one process."""
+    if ready.built.recipe.figures is None:
+        return
+    batches = map(ready.place, ready.built.recipe.data("test", 0))
+    figures = ready.built.recipe.figures(Variables(params, extra), ready.frozen, batches)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=110)

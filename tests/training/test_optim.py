@@ -13,7 +13,7 @@ from jaxdistill.recipe import Group
 from jaxdistill.training import optim
 from jaxdistill.training.prepare import OptimizerConfig
 
-ADAMW = OptimizerConfig(name="adamw", b1=0.9, b2=0.95, eps=1e-8, momentum=0.9, weight_decay=0.0, clip=0.0)
+ADAMW = OptimizerConfig(name="adamw", b1=0.9, b2=0.95, eps=1e-8, momentum=0.9, weight_decay=0.0, decay="decoupled", clip=0.0)
 SGD = dataclasses.replace(ADAMW, name="sgd", momentum=0.0)
 RULES = (
     (r"body/kernel", Group("body", 1.0, 0.1)), (r"body/bias", Group("bias")),
@@ -120,23 +120,43 @@ def test_an_unknown_optimizer():
         trained(dataclasses.replace(ADAMW, name="lion"), [])
 
 
-def test_adamw_is_that_of_torch():
+@pytest.mark.parametrize(("config", "name"), [
+    (ADAMW, "AdamW"), (dataclasses.replace(ADAMW, decay="coupled"), "Adam"),
+    (dataclasses.replace(ADAMW, name="sgd", decay="coupled"), "SGD"),
+], ids=["adamw", "adam with L2", "sgd with L2"])
+def test_it_is_that_of_torch(config, name):
     torch = pytest.importorskip("torch")
     grads = [params(seed) for seed in range(1, 11)]
-    after, _ = trained(ADAMW, grads, lr=1e-2)
+    after, _ = trained(config, grads, lr=1e-2)
     before = params()
     leaves = {"body/kernel": (before["body"]["kernel"], 0.1, 1.0), "body/bias": (before["body"]["bias"], 0.0, 1.0),
               "projector/kernel": (before["projector"]["kernel"], 0.0, 5.0)}
     tensors = {name: torch.nn.Parameter(torch.tensor(np.array(value))) for name, (value, _, _) in leaves.items()}
-    torch_adamw = torch.optim.AdamW(
-        [{"params": [tensors[name]], "weight_decay": decay, "lr": 1e-2 * mult} for name, (_, decay, mult) in leaves.items()],
-        betas=(0.9, 0.95), eps=1e-8,
+    options = dict(momentum=0.9) if name == "SGD" else dict(betas=(0.9, 0.95), eps=1e-8)
+    theirs = getattr(torch.optim, name)(
+        [{"params": [tensors[name]], "weight_decay": decay, "lr": 1e-2 * mult} for name, (_, decay, mult) in leaves.items()], **options,
     )
     for grad in grads:
         for name, tensor in tensors.items():
             part, leaf = name.split("/")
             tensor.grad = torch.tensor(np.array(grad[part][leaf]))
-        torch_adamw.step()
+        theirs.step()
     for name, tensor in tensors.items():
         part, leaf = name.split("/")
         np.testing.assert_allclose(after[part][leaf], tensor.detach().numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_coupled_decay_erases_what_has_small_gradients():
+    """As in document 004: at the same decay and rate, a leaf whose gradients are small keeps its size where decay is decoupled,
+    and loses a rate's worth at every update where it passes through Adam's division."""
+    tiny = [jax.tree.map(lambda x, s=seed: 1e-4 * x * (-1) ** s, params(1)) for seed in range(50)]
+    size = {decay: float(optax.tree.norm(trained(dataclasses.replace(ADAMW, decay=decay), tiny, lr=1e-2)[0]["body"]["kernel"]))
+            for decay in ("decoupled", "coupled")}
+    start = float(optax.tree.norm(params()["body"]["kernel"]))
+    assert size["decoupled"] > 0.94 * start
+    assert size["coupled"] < 0.7 * start
+
+
+def test_an_unknown_decay():
+    with pytest.raises(UserError, match=r"optimizer\.decay: found 'l2'; accepted: decoupled, coupled"):
+        trained(dataclasses.replace(ADAMW, decay="l2"), [])
