@@ -17,8 +17,10 @@ from rich.table import Table
 from jaxdistill import UserError, command
 from jaxdistill.diagnosis import plots
 
-NAMES = {"bits_per_byte": "bits/byte", "teacher_kl": "KL to teacher", "top1_agreement": "top-1 agr.", "top5_agreement": "top-5 agr."}
-WIDE = ("nll", "perplexity", "top5_agreement")  # left to the page
+NAMES = {"bits_per_byte": "bits/byte", "teacher_kl": "KL to teacher", "top1_agreement": "top-1 agr.", "top5_agreement": "top-5 agr.",
+         "sa_accuracy": "SA alone", "glca_accuracy": "GLCA alone", "rank1": "rank 1", "reranked_mAP": "re-ranked mAP"}
+BRIEF = ("bits_per_byte", "teacher_kl", "top1_agreement", "projector_nll", "accuracy", "sa_accuracy", "glca_accuracy", "mAP", "rank1",
+         "reranked_mAP")  # for the terminal; the page has all
 FIXED = ("name", "seed", "best", "validation", "steps", "skipped", "seconds", "stop", "parameters")  # of a row; the rest are metrics
 
 
@@ -49,7 +51,7 @@ def cells(results: dict, *, brief: bool = False) -> tuple[list[str], list[list[s
     """The headline table: a header and a row a run, seeds averaged. brief: what fits a terminal."""
     metric = results["metric"]
     metrics = [metric] + [name for row in results["rows"] for name in row if name not in FIXED and name != metric]
-    metrics = [name for name in dict.fromkeys(metrics) if not (brief and name in WIDE)]
+    metrics = [name for name in dict.fromkeys(metrics) if name == metric or not brief or name in BRIEF]
     header = ["run", *(NAMES.get(name, name) for name in metrics), "at the best step", "parameters", "updates", "seconds"]
     body = []
     for name in dict.fromkeys(row["name"] for row in results["rows"]):
