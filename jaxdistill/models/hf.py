@@ -31,7 +31,7 @@ _KINDS = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint"}  # a header's F
 @dataclasses.dataclass(frozen=True)
 class Stored:
     """Where a parameter of `shape` lies on disk: in tensor `names`, or in several, stacked on a new first axis.
-    transposed: the last two axes are swapped there (torch's Linear is (out, in))."""
+    transposed: the axes are in reverse order there (torch's Linear is (out, in), its convolution (out, in, rows, columns))."""
 
     shape: tuple[int, ...]
     names: str | tuple[str, ...]

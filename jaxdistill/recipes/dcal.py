@@ -1,0 +1,233 @@
+"""dcal: fine-grained recognition and re-identification by dual cross-attention (Zhu et al., CVPR 2022, arXiv 2205.02151).
+
+    total = 1/2 sum_i (exp(-w_i) L_i + w_i)     over the branches that the mode trains: sa, glca, pwca
+          + kd.weight * T^2 KL(teacher^T || each branch that is used at inference)
+    L_i   = CE(class of the image), and in re-identification + triplet.weight * batch-hard triplet of the branch's CLS state
+
+Self-attention (sa) is the plain ViT, global-local cross-attention (glca) attends from the tokens that the attention rollout finds
+most important, and pair-wise cross-attention (pwca) lets another image's keys and values distract in training: it has no parameters
+of its own and no part in inference. Each w_i is learned, at the rate dcal.weight_lr x train.lr; with one branch alone there is none.
+Sections of the config: data (data.images), model (models.classifier), dcal and loss (below), kd and teacher for distillation.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill import UserError
+from jaxdistill.data import image_batches, images
+from jaxdistill.diagnosis import plots
+from jaxdistill.evaluators import classification, retrieval
+from jaxdistill.losses import metric_learning, weighting
+from jaxdistill.losses.classification import cross_entropy
+from jaxdistill.losses.divergences import KINDS, divergence
+from jaxdistill.models import classifier
+from jaxdistill.models.dcal import Branches
+from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, while_on
+from jaxdistill.recipes.lm import groups
+
+MODES = {  # -> the branches that are trained
+    "sa_only": ("sa",), "sa_glca": ("sa", "glca"), "sa_pwca": ("sa", "pwca"), "full": ("sa", "glca", "pwca"),
+    "random_query": ("sa", "glca", "pwca"), "noise_distractor": ("sa", "glca", "pwca"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DCALConfig:
+    """The section `dcal`. What the paper leaves open is an option: cls_query (whether CLS is a query of GLCA too), attach (the block
+    whose output GLCA reads, 0: the last), pwca_head (shared with SA, or own).
+
+    mode: random_query takes GLCA's local queries at random, noise_distractor PWCA's partner from Gaussian noise. queries: share of
+    the patches (the paper: 0.1 fine-grained, 0.3 re-identification). weighting: learned, or equal (all 1/2). bounds: (least, most) of
+    each w, () for none. figures: test images whose attention is drawn. rerank: k-reciprocal
+    re-ranking too, in re-identification."""
+
+    mode: str = "full"
+    queries: float = 0.1
+    cls_query: bool = True
+    attach: int = 0
+    pwca_head: str = "shared"
+    weighting: str = "learned"
+    bounds: tuple = ()
+    weight_lr: float = 1.0
+    figures: int = 0
+    rerank: bool = False
+
+    def __post_init__(self):
+        for key, accepted in (("mode", MODES), ("pwca_head", ("shared", "own")), ("weighting", ("learned", "equal"))):
+            if getattr(self, key) not in list(accepted):
+                raise UserError(f"config key dcal.{key}: found {getattr(self, key)!r}; accepted: {', '.join(accepted)}")
+        if not 0 < self.queries <= 1:
+            raise UserError(f"config key dcal.queries: found {self.queries}; accepted: a share above 0 and up to 1")
+        ordered = len(self.bounds) == 2 and all(isinstance(x, (int, float)) for x in self.bounds) and self.bounds[0] < 0 < self.bounds[1]
+        if self.bounds and not ordered:
+            raise UserError(f"config key dcal.bounds: found {self.bounds!r}; accepted: () or (least, most) around 0, as in (-2, 2)")
+        for key in ("weight_lr", "figures", "attach"):
+            if getattr(self, key) < 0:
+                raise UserError(f"config key dcal.{key}: found {getattr(self, key)}; accepted: 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The section `loss`. smoothing: of the labels, in training. Re-identification only: triplet (weight), margin, and identities,
+    how many of them a batch holds, each with batch / identities images."""
+
+    smoothing: float = 0.0
+    triplet: float = 1.0
+    margin: float = 0.3
+    identities: int = 16
+
+    def __post_init__(self):
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f"config key loss.smoothing: found {self.smoothing}; accepted: 0 or more, and below 1")
+        for key in ("triplet", "margin", "identities"):
+            if getattr(self, key) < 0:
+                raise UserError(f"config key loss.{key}: found {getattr(self, key)}; accepted: 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class KDConfig:
+    """The section `kd`: the distribution of another classifier of the same classes, in `teacher.path`, as a target."""
+
+    weight: Any = ((0.0, 0.0),)
+    temperature: Any = ((0.0, 1.0),)
+    kind: str = "forward_kl"
+
+    def __post_init__(self):
+        if self.kind not in KINDS or self.kind == "topk_kl":
+            raise UserError(f"config key kd.kind: found {self.kind!r}; accepted: {', '.join(kind for kind in KINDS if kind != 'topk_kl')}")
+
+
+def make(config) -> Recipe:
+    chosen, losses, kd = config.dcal.build(DCALConfig), config.loss.build(LossConfig), config.section("kd").build(KDConfig)
+    data = config.data.build(images.ImageConfig)
+    sets, reid = images.load(data), data.task == "reid"
+    batch, micro, decay = config.train.batch, config.train.micro, config.optimizer.weight_decay
+    branches = MODES[chosen.mode]
+    deployed = tuple(name for name in branches if name != "pwca")
+    learned = chosen.weighting == "learned" and len(branches) > 1
+    bounds = chosen.bounds or None
+    ramp = lambda key, points, **limits: Schedule.ramp(points, config.train.steps, f"config key {key}", **limits)  # noqa: E731
+    one = Schedule(((0.0, 1.0),))
+    triplet = Schedule(((0.0, losses.triplet if reid else 0.0),))
+    weights = dict.fromkeys(branches, one) | {"kd": ramp("kd.weight", kd.weight, least=0.0)}
+    weights |= {f"{name}_triplet": triplet for name in branches if reid} | ({"prior": one} if learned else {})
+    temperature = ramp("kd.temperature", kd.temperature, least=1e-3)
+    distils = not weights["kd"].off
+
+    student = classifier.describe(
+        config.model.build(classifier.ModelConfig), "model", image=data.size, channels=data.channels, classes=sets.classes,
+        branches=Branches(glca="glca" in branches, pwca=chosen.pwca_head if "pwca" in branches else "", queries=chosen.queries,
+                          cls_query=chosen.cls_query, attach=chosen.attach, select="random" if chosen.mode == "random_query" else "rollout"),
+    )
+    teacher = distils and _teacher(config, data, sets)
+    see = lambda model, params, x, **options: model.module.apply({"params": params}, x, **options)  # noqa: E731
+
+    def init(key):
+        params = {"student": student.init(key)}
+        return Variables(params | ({"balance": {name: jnp.zeros(()) for name in branches}} if learned else {}))
+
+    def factor(params, name):
+        """exp(-w) / 2, or 1/2 where weights are equal; a branch alone is not weighted."""
+        if learned:
+            return weighting.factor(params["balance"][name], bounds)
+        return 0.5 if len(branches) > 1 else 1.0
+
+    def teach(frozen, batch, t):
+        """Logits whose softmax at t is the mean of the teacher's branches' at t; targets, which must not move to meet the student."""
+        logits, _ = see(teacher, frozen["teacher"], teacher.normalise(batch["image"]))
+        return jax.lax.stop_gradient(t * classification.fused({name: z / t for name, z in logits.items()}))
+
+    def loss(params, extra, frozen, batch, dials, key):
+        drawn, noise = jax.random.split(key)
+        x, partner = student.normalise(batch["image"]), None
+        if "pwca" in branches:
+            here = batch["partner"][:, None] == batch["row"][None, :]  # the rows of a micro-batch keep their global numbers
+            partner = jnp.argmax(here, axis=1).astype(jnp.int32)
+            x_all = x
+            if chosen.mode == "noise_distractor":
+                partner = len(x) + jnp.arange(len(x), dtype=jnp.int32)
+                x_all = jnp.concatenate([x, jax.random.normal(noise, x.shape, x.dtype)])
+            outputs, features = see(student, params["student"], x_all, partner=partner, key=drawn)
+        else:
+            outputs, features = see(student, params["student"], x, key=drawn)
+        valid = batch["valid"]
+        count = jnp.sum(valid, dtype=jnp.float32)
+        terms = {}
+        for name in branches:
+            values = cross_entropy(outputs[name], batch["label"], smoothing=losses.smoothing, where=valid)
+            if name == "pwca" and chosen.mode != "noise_distractor":  # a partner in another micro-batch would be a wrong one: never in silence
+                values = jnp.where(here.any(axis=1), values, jnp.nan)
+            terms[name] = Term(jnp.sum(values), count, factor(params, name))
+        probes = {"sum_of_losses": (sum(term.sum for term in terms.values()), count)}
+        if learned:
+            probes |= {f"w_{name}": (params["balance"][name], jnp.ones(())) for name in branches}
+        if distils:
+            t, distance = temperature.constant or dials.knobs["temperature"], divergence(kd.kind)
+
+            def taught():
+                target = teach(frozen, batch, t)
+                each = [distance(target, outputs[name], temperature=t, where=valid) for name in deployed]
+                return t**2 * sum(jnp.sum(values) for values in each) / len(each)
+
+            terms["kd"] = Term(while_on(weights["kd"], dials.scale["kd"], taught), count)
+        total = sum(dials.scale[name] * term.factor * term.sum for name, term in terms.items())
+        stats = {name: features[name] for name in branches} | {"label": batch["label"], "valid": valid} if not triplet.off else {}
+        return total, Aux(terms, stats, probes)
+
+    def whole(params, extra, stats, knobs):
+        terms = {}
+        for name in branches if not triplet.off else ():
+            values, there = metric_learning.batch_hard_triplet(stats[name], stats["label"], margin=losses.margin, where=stats["valid"])
+            terms[f"{name}_triplet"] = Term(jnp.sum(values), jnp.sum(there, dtype=jnp.float32), factor(params, name))
+        if learned:
+            terms["prior"] = Term(weighting.prior(params["balance"], bounds), jnp.ones(()))
+        return terms, extra
+
+    def measure(params, variables, frozen, batch):
+        outputs, features = see(student, params["student"], student.normalise(batch["image"]))
+        if reid:
+            joined = jnp.concatenate([features[name] for name in deployed], axis=-1)
+            return {"features": joined, **{name: batch[name] for name in ("label", "camera", "gallery", "valid")}}
+        target = teach(frozen, batch, 1.0) if distils else None
+        return classification.sums({name: outputs[name] for name in deployed}, batch["label"], batch["valid"], target)
+
+    def figures(variables, frozen, batches):
+        shown = next(iter(batches))
+        found = jax.device_get(jax.jit(lambda p, x: see(student, p, student.normalise(x))[1])(variables.params["student"], shown["image"]))
+        take = slice(0, chosen.figures)
+        names = [sets.classes[i] if 0 <= i < len(sets.classes) and not reid else str(i) for i in np.asarray(shown["label"])[take]]
+        maps = {"rollout (SA)": found["rollout"][take], "GLCA": found["glca_attention"][take] if "glca" in branches else None}
+        return {"attention": plots.attention(np.asarray(shown["image"])[take], names, maps, found.get("queries"), student.module.vit.grid)}
+
+    finish = functools.partial(retrieval.finish, rerank=retrieval.Rerank() if chosen.rerank else None) if reid else classification.finish
+    decayed = groups("student", "student/", student.decay, decay)
+    training = lambda split: split == "train"  # noqa: E731
+    return Recipe(
+        init=init, loss=loss, whole=whole, weights=weights, knobs={"temperature": temperature} if distils else {},
+        optim_rules=(*decayed, (r"^balance/", Group("balance", chosen.weight_lr))),
+        sharding_rules=((r"(^|/)balance/", jax.P()), *student.sharding, *(teacher.sharding if distils else ())),
+        data=lambda split, seed: image_batches.batches(
+            sets.splits[split], data, batch=batch, seed=seed, training=training(split), micro=micro,
+            pairs="pwca" in branches and training(split), identities=losses.identities if reid and training(split) else 0,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        ),
+        evaluators={split: Evaluator(split, measure, finish) for split in sets.splits if split != "train"},
+        frozen=lambda place: {"teacher": teacher.load(place and (lambda name: place(f"teacher/{name}")))} if distils else {},
+        export=lambda params, folder: student.save(params["student"], folder),
+        figures=figures if chosen.figures else None,
+        describe=lambda batch: images.describe(batch, sets.classes),
+        facts={**sets.facts, "model": student.facts, "teacher": teacher.facts if distils else {}, "parameters": student.parameters},
+    )
+
+
+def _teacher(config, data, sets):
+    chosen = config.teacher.build(classifier.ModelConfig)
+    if not chosen.path:
+        raise UserError("config key teacher.path: found ''; accepted: a folder that a classifier was exported to, or of a Hugging Face ViT")
+    return classifier.describe(dataclasses.replace(chosen, head="stored"), "teacher", image=data.size, channels=data.channels,
+                               classes=sets.classes)
