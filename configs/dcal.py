@@ -15,16 +15,28 @@ def get_config(variant: str = ""):
     config.headline, config.monitor, config.minimize = "full", "validation/accuracy", False
 
     config.data = ConfigDict(dict(
-        source="glyphs", path="", size=(32, 32), channels=1, classes=150,
-        per_class=32, test_per_class=12, test_families=("serif",), validation=0.1,
-        rotate=6.0, shift=0.04, zoom=0.08, shear=4.0,
+        source="glyphs", path="", size=(32, 32), channels=1,
+        classes=150,                 # letters, look-alikes together
+        per_class=40,                # training images of each, a tenth of them for validation
+        test_per_class=12,
+        test_families=("stix",),     # faces of a family that training never shows
+        validation=0.1, seed=1,
+        rotate=3.0, shift=0.03, zoom=0.05, shear=4.0,
     ))
     config.model = ConfigDict(dict(path="", preset="tiny", patch=8, width=64, depth=3, heads=4, drop_path=0.0))
-    config.dcal = ConfigDict(dict(queries=0.25, figures=6))
+    config.dcal = ConfigDict(dict(   # dcal.mode is each run's own
+        queries=0.25,                # share of the 16 patches that GLCA asks for (the paper: 0.1 of 784)
+        figures=6,                   # test images whose attention is drawn in the report
+    ))
     config.loss = ConfigDict(dict(smoothing=0.0))
     config.kd = ConfigDict(dict(weight=((0.0, 0.0),)))
     config.optimizer.weight_decay = 0.05
-    config.train.update(dict(steps=1000, batch=32, lr=4e-3, eval_every=500, checkpoint_every=500, log_every=10))
-    config.runs = ("sa_only", "full")
-    config.run = ConfigDict({mode: dict(recipe="dcal", dcal=dict(mode=mode)) for mode in MODES})
+    config.train.update(dict(steps=4000, batch=32, lr=4e-3, eval_every=500, checkpoint_every=1000, log_every=20))
+
+    floor = lambda kind: dict(recipe="floors", floor=dict(kind=kind), train=dict(steps=0), once=True)  # noqa: E731
+    config.run = ConfigDict(dict(
+        constant=floor("constant"), one_nn=floor("nearest"), logistic=floor("logistic"),
+        **{mode: dict(recipe="dcal", dcal=dict(mode=mode)) for mode in MODES},
+    ))
+    config.runs = ("constant", "one_nn", "logistic", "sa_only", "full")
     return config

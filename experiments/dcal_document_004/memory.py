@@ -39,7 +39,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         write(Path(scratch) / "images")
         keys = dict(runs="('full',)", seeds="(0,)", **{
-            "data.source": "folder", "data.path": f"{scratch}/images", "data.classes": 0, "data.test_families": "()", "data.corrupt": DAMAGED,
+            "data.source": "folder", "data.path": f"{scratch}/images", "data.classes": 0, "data.test_families": "()",
+            "data.corrupt": DAMAGED,
             "dcal.figures": 0, "train.steps": 250, "train.eval_every": 50, "train.checkpoint_every": 50})
         command = [sys.executable, "-m", "jaxdistill.main", "--config=configs/dcal.py", f"--workdir={scratch}/work"]
         process = subprocess.Popen([*command, *(f"--config.{key}={value}" for key, value in keys.items())],
@@ -49,7 +50,8 @@ def main() -> None:
             found = [json.loads(line) for line in lines.read_text().splitlines() if line.endswith("}")] if lines.exists() else []
             evaluations = [line for line in found if "evaluation" in line]
             for line in evaluations[seen:]:
-                print(f"update {line['step']:>4}: accuracy {line['evaluation']['validation/accuracy']:.3f}, resident {resident(process.pid):.0f} MiB")
+                accuracy = line["evaluation"]["validation/accuracy"]
+                print(f"update {line['step']:>4}: accuracy {accuracy:.3f}, resident {resident(process.pid):.0f} MiB", flush=True)
             seen = len(evaluations)
             time.sleep(0.1)
         warnings = [line for line in process.stderr.read().splitlines() if "cannot be read" in line]

@@ -42,8 +42,8 @@ def glyphs(config) -> Listing:
 
 def npz(config) -> Listing:
     """Arrays of one file: image (or images, x) uint8 [N, H, W] or [N, H, W, 1 or 3]; label (labels, y) int or text [N]; where there
-    are any, camera int [N]; split [N] of train, validation, test, query, gallery; class_names [classes]. `group` names an array [N]
-    whose values `test_groups` make the test split."""
+    are any, camera int [N]; split [N] of train, validation, test, query, gallery; class_names [classes]. `camera` names another array
+    for the camera's; `group` an array [N] whose values `test_groups` make the test split."""
     file = os.path.expanduser(config.path)
     try:
         with open(file, "rb") as raw, np.load(raw) as stored:
@@ -63,7 +63,8 @@ def npz(config) -> Listing:
     if image.dtype != np.uint8 or not (image.ndim == 3 or (image.ndim == 4 and image.shape[-1] in (1, 3))):
         raise UserError(f"{file}: images are {image.dtype} {image.shape}; accepted: uint8 [N, H, W] or [N, H, W, 1 or 3]")
     _column(file, "labels", label, len(image), "iuU")
-    camera = _column(file, "camera", arrays["camera"], len(image), "iu") if "camera" in arrays else np.full(len(image), UNKNOWN)
+    taken_by = _array(config, "camera", file, arrays) if config.camera else arrays.get("camera")
+    camera = np.full(len(image), UNKNOWN) if taken_by is None else _column(file, config.camera or "camera", taken_by, len(image), "iu")
     parts = _parts(config, file, arrays, len(image))
     names = arrays.get("class_names")
     if names is not None and (label.dtype.kind == "U" or names.ndim != 1 or (len(label) and label.max() >= len(names))):
@@ -78,9 +79,7 @@ def npz(config) -> Listing:
 def _parts(config, file: str, arrays: dict, count: int) -> list[str]:
     """The part of each image: by `group`, else by the array `split`, else not split."""
     if config.group:
-        if config.group not in arrays:
-            raise UserError(f"config key data.group: found {config.group!r}; accepted: an array of {file} ({', '.join(arrays)})")
-        group = _column(file, config.group, arrays[config.group], count, "iuU")
+        group = _column(file, config.group, _array(config, "group", file, arrays), count, "iuU")
         there = set(group.tolist())
         if missing := [value for value in config.test_groups if value not in there]:
             some = ", ".join(map(repr, sorted(there)[:30]))
@@ -92,6 +91,14 @@ def _parts(config, file: str, arrays: dict, count: int) -> list[str]:
             raise UserError(f"{file}: split {sorted(odd)[0]!r}; accepted: {', '.join(PARTS)}")
         return split
     return [""] * count
+
+
+def _array(config, key: str, file: str, arrays: dict) -> np.ndarray:
+    """The array that data.`key` names."""
+    name = getattr(config, key)
+    if name not in arrays:
+        raise UserError(f"config key data.{key}: found {name!r}; accepted: an array of {file} ({', '.join(arrays)})")
+    return arrays[name]
 
 
 def _column(file: str, name: str, array: np.ndarray, count: int, kinds: str) -> np.ndarray:

@@ -46,6 +46,7 @@ class ImageConfig:
     # npz
     group: str = ""  # array whose values `test_groups` are the test images; the others train
     test_groups: tuple = ()
+    camera: str = ""  # array that tells the camera; "": `camera`, where there is one
     # glyphs
     per_class: int = 100  # training images of each class
     test_per_class: int = 20
@@ -81,6 +82,8 @@ class ImageConfig:
             self._refuse("test_groups" if self.group else "group", "data.group and data.test_groups together, or neither")
         if self.group and self.source != "npz":
             self._refuse("group", f"'' with data.source {self.source!r}; groups are of 'npz'")
+        if self.camera and self.source != "npz":
+            self._refuse("camera", f"'' with data.source {self.source!r}; an array is of 'npz'")
         if self.test_families and self.source != "glyphs":
             self._refuse("test_families", f"() with data.source {self.source!r}; families are of 'glyphs'")
 

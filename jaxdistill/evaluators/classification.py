@@ -82,7 +82,7 @@ def _sums(logits, labels, where) -> dict[str, Float[Array, "..."]]:
     confidence = jnp.max(p, axis=-1)
     index = jnp.nan_to_num(jnp.clip(jnp.ceil(confidence * BINS) - 1, 0, BINS - 1), nan=BINS - 1)
     bins = where[None, :] & (index[None, :] == jnp.arange(BINS, dtype=jnp.float32)[:, None])
-    sum_of = lambda values: jnp.sum(jnp.where(where, values, 0.0), dtype=jnp.float32)  # noqa: E731
+    sum_of = lambda values: jnp.sum(jnp.where(where, values.astype(jnp.float32), 0.0))  # noqa: E731
     in_bins = lambda values: jnp.sum(jnp.where(bins, values[None, :], 0.0), axis=-1)  # noqa: E731
     return {
         "correct": sum_of(place == 0), "top5": sum_of(place < 5),

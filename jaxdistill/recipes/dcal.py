@@ -107,6 +107,9 @@ def make(config) -> Recipe:
     data = config.data.build(images.ImageConfig)
     sets, reid = images.load(data), data.task == "reid"
     batch, micro, decay = config.train.batch, config.train.micro, config.optimizer.weight_decay
+    model = config.model.build(classifier.ModelConfig)
+    measured = bool(model.path) and model.head == "stored" and not config.train.steps  # a finished model: with the branches it has
+    model = model if model.path else dataclasses.replace(model, head="new")  # so that `given` may fill the path of a run with "stored"
     branches = MODES[chosen.mode]
     deployed = tuple(name for name in branches if name != "pwca")
     learned = chosen.weighting == "learned" and len(branches) > 1
@@ -119,11 +122,12 @@ def make(config) -> Recipe:
     temperature = ramp("kd.temperature", kd.temperature, least=1e-3)
     distils = not weights["kd"].off
 
-    student = classifier.describe(
-        config.model.build(classifier.ModelConfig), "model", image=data.size, channels=data.channels, classes=sets.classes,
-        branches=Branches(glca="glca" in branches, pwca=chosen.pwca_head if "pwca" in branches else "", queries=chosen.queries,
-                          cls_query=chosen.cls_query, attach=chosen.attach, select="random" if chosen.mode == "random_query" else "rollout"),
-    )
+    asked = Branches("glca" in branches, chosen.pwca_head if "pwca" in branches else "", chosen.queries, chosen.cls_query,
+                     chosen.attach, "random" if chosen.mode == "random_query" else "rollout")
+    student = classifier.describe(model, "model", image=data.size, channels=data.channels, classes=sets.classes,
+                                  branches=None if measured else asked)
+    if measured:
+        branches = deployed = ("sa", "glca") if student.module.branches.glca else ("sa",)
     teacher = distils and _teacher(config, data, sets)
     see = lambda model, params, x, **options: model.module.apply({"params": params}, x, **options)  # noqa: E731
 
@@ -144,24 +148,20 @@ def make(config) -> Recipe:
 
     def loss(params, extra, frozen, batch, dials, key):
         drawn, noise = jax.random.split(key)
-        x, partner = student.normalise(batch["image"]), None
-        if "pwca" in branches:
+        x, valid, partner, found = student.normalise(batch["image"]), batch["valid"], None, True
+        if chosen.mode == "noise_distractor":
+            partner = len(x) + jnp.arange(len(x), dtype=jnp.int32)
+            x = jnp.concatenate([x, jax.random.normal(noise, x.shape, x.dtype)])
+        elif "pwca" in branches:
             here = batch["partner"][:, None] == batch["row"][None, :]  # the rows of a micro-batch keep their global numbers
-            partner = jnp.argmax(here, axis=1).astype(jnp.int32)
-            x_all = x
-            if chosen.mode == "noise_distractor":
-                partner = len(x) + jnp.arange(len(x), dtype=jnp.int32)
-                x_all = jnp.concatenate([x, jax.random.normal(noise, x.shape, x.dtype)])
-            outputs, features = see(student, params["student"], x_all, partner=partner, key=drawn)
-        else:
-            outputs, features = see(student, params["student"], x, key=drawn)
-        valid = batch["valid"]
+            partner, found = jnp.argmax(here, axis=1).astype(jnp.int32), here.any(axis=1)
+        outputs, features = see(student, params["student"], x, partner=partner, key=drawn)
         count = jnp.sum(valid, dtype=jnp.float32)
         terms = {}
         for name in branches:
             values = cross_entropy(outputs[name], batch["label"], smoothing=losses.smoothing, where=valid)
-            if name == "pwca" and chosen.mode != "noise_distractor":  # a partner in another micro-batch would be a wrong one: never in silence
-                values = jnp.where(here.any(axis=1), values, jnp.nan)
+            if name == "pwca":  # a partner that is in another micro-batch makes the update non-finite, not wrong in silence
+                values = jnp.where(found, values, jnp.nan)
             terms[name] = Term(jnp.sum(values), count, factor(params, name))
         probes = {"sum_of_losses": (sum(term.sum for term in terms.values()), count)}
         if learned:

@@ -3,6 +3,7 @@
 `config.runs` names the runs in order; `config.run.NAME` says what each of them is and what it changes of the rest:
     recipe        file of jaxdistill/recipes, or a dotted path
     once          one run for all seeds (a teacher), not one a seed
+    only_seeds    of the job's seeds, those that this run is for; (): all of them
     cached        keep the finished run by content, for any later job that wants the same one
     fills, given  the key of later runs that this run's exported folder fills; where the user has set that key already,
                   `given` is the key of this run that takes the user's folder, which is then measured and not trained
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 from jaxdistill import UserError
 from jaxdistill.training.defaults import defaults
 
-RUN_KEYS = {"recipe": "", "once": False, "cached": False, "fills": "", "given": "", "seconds_of": "", "pace_of": ""}
+RUN_KEYS = {"recipe": "", "once": False, "cached": False, "only_seeds": (), "fills": "", "given": "", "seconds_of": "", "pace_of": ""}
 DEFAULTS = defaults().to_dict()
 JOB_KEYS = ("seeds", "runs", "run", "cache", "mesh", "headline")  # of the job, not of a run: no part of any run's identity
 
@@ -160,8 +161,9 @@ def expand(config: Any, *, everything: bool = False) -> list[Run]:
     runs = []
     for index, seed in enumerate(seeds):
         for name in names:
-            if index == 0 or not config["run"][name].get("once"):
-                runs.append(_effective(config, name, seed))
+            run = _effective(config, name, seed)
+            if everything or (seed in (run.spec["only_seeds"] or seeds) and (index == 0 or not run.spec["once"])):
+                runs.append(run)
     if not everything:
         _check_pace(runs)
     return runs

@@ -21,3 +21,11 @@ def test_keys_of_other_runs_do_not_make_another_teacher():
 @pytest.mark.parametrize("change", [{"toy.contrast": 0.2}, {"run.teacher.train.steps": 5}, {"optimizer.b1": 0.8}, {"seeds": (3,)}])
 def test_every_key_that_it_reads_does(change):
     assert identity() != identity(**change)
+
+
+def test_a_run_for_some_seeds_only():
+    config = jobs.pair()
+    config.seeds = (0, 1, 2)
+    config.run.toy.only_seeds = (1, 2, 7)
+    assert [run.id for run in plan.expand(config)] == ["teacher-0", "toy-1", "toy-2"]
+    assert [run.name for run in plan.expand(config, everything=True)] == ["teacher", "toy"]
