@@ -29,7 +29,7 @@ def get_config(variant: str = ""):
         group="drawer", test_groups=tuple(range(11, 21)), validation=0.1,
         rotate=9.0, shift=0.06, zoom=0.12, shear=10.0,
     ))
-    config.model = ConfigDict(dict(path="", preset="tiny", patch=7, width=64, depth=3, heads=4))
+    config.model = ConfigDict(dict(path="", preset="tiny", mean=(0.09,), std=(0.25,), patch=7, width=64, depth=3, heads=4))
     config.dcal = ConfigDict(dict(queries=0.25, figures=6))
     config.loss = ConfigDict(dict(smoothing=0.0))
     config.kd = ConfigDict(dict(weight=((0.0, 0.0),)))

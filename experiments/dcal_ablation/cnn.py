@@ -50,6 +50,6 @@ def make(config) -> Recipe:
         data=lambda split, seed: image_batches.batches(
             sets.splits[split], data, batch=batch, seed=seed, training=split == "train",
             process_index=jax.process_index(), process_count=jax.process_count()),
-        evaluators={split: Evaluator(split, measure, classification.finish) for split in ("validation", "test")},
+        evaluators={split: Evaluator(split, measure, classification.finish) for split in sets.splits if split != "train"},
         facts={**sets.facts, "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes))},
     )

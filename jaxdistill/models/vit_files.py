@@ -79,7 +79,8 @@ def read(source: Source, shapes: Mapping[str, tuple], grid: tuple[int, int], pla
     shapes = {**shapes, position: (1, 1 + stored[0] * stored[1], width)}
     read_one = _read_npz if source.path.endswith(".npz") else _read_folder
     whole = lambda path: place(path) if path != position or stored == grid else None  # noqa: E731
-    params = read_one(source, shapes, place and whole)
+    with jax.ensure_compile_time_eval():  # numbers also while shapes alone are traced: `resize` is not JAX's
+        params = read_one(source, shapes, place and whole)
     if stored != grid:
         resized = resize(np.asarray(params[position]), stored, grid)
         params[position] = jax.device_put(resized, place(position)) if place else jnp.array(resized)

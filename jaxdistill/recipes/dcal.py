@@ -11,7 +11,6 @@ Sections of the config: data (data.images), model (models.classifier), dcal and 
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -124,8 +123,12 @@ def make(config) -> Recipe:
 
     asked = Branches("glca" in branches, chosen.pwca_head if "pwca" in branches else "", chosen.queries, chosen.cls_query,
                      chosen.attach, "random" if chosen.mode == "random_query" else "rollout")
-    student = classifier.describe(model, "model", image=data.size, channels=data.channels, classes=sets.classes,
-                                  branches=None if measured else asked)
+    try:
+        student = classifier.describe(model, "model", image=data.size, channels=data.channels, classes=sets.classes,
+                                      branches=None if measured else asked)
+    except UserError as error:  # in the user's words, whose keys these are
+        words = str(error).replace("key model.image:", "key data.size:").replace("key model.attach:", "key dcal.attach:")
+        raise UserError(words) from None
     if measured:
         branches = deployed = ("sa", "glca") if student.module.branches.glca else ("sa",)
     teacher = distils and _teacher(config, data, sets)
@@ -204,19 +207,37 @@ def make(config) -> Recipe:
         maps = {"rollout (SA)": found["rollout"][take], "GLCA": found["glca_attention"][take] if "glca" in branches else None}
         return {"attention": plots.attention(np.asarray(shown["image"])[take], names, maps, found.get("queries"), student.module.vit.grid)}
 
-    finish = functools.partial(retrieval.finish, rerank=retrieval.Rerank() if chosen.rerank else None) if reid else classification.finish
+    def search(split):
+        """`finish` of a re-ID split. A job begins with a look at one batch, which may hold no gallery: it is its own then."""
+        parts = -(-len(sets.splits[split]) // batch)
+
+        def finish(stacked):
+            count = len(stacked["valid"])
+            if count < parts:
+                stacked = {name: np.concatenate([values, values]) for name, values in stacked.items()}
+                stacked["gallery"] = np.broadcast_to(np.repeat([False, True], count)[:, None], stacked["label"].shape)
+                stacked["camera"] = np.full_like(stacked["label"], -1)
+            return retrieval.finish(stacked, rerank=retrieval.Rerank() if chosen.rerank else None)
+
+        return finish
+
+    def batches(split, seed, data=data):
+        training = split == "train"
+        return image_batches.batches(
+            sets.splits[split], data, batch=batch, seed=seed, training=training, micro=micro, pairs="pwca" in branches and training,
+            identities=losses.identities if reid and training else 0, process_index=jax.process_index(), process_count=jax.process_count(),
+        )
+
+    if config.train.steps:
+        batches("train", 0, dataclasses.replace(data, workers=0))  # so that sizes that do not fit show before anything is written
     decayed = groups("student", "student/", student.decay, decay)
-    training = lambda split: split == "train"  # noqa: E731
     return Recipe(
         init=init, loss=loss, whole=whole, weights=weights, knobs={"temperature": temperature} if distils else {},
         optim_rules=(*decayed, (r"^balance/", Group("balance", chosen.weight_lr))),
         sharding_rules=((r"(^|/)balance/", jax.P()), *student.sharding, *(teacher.sharding if distils else ())),
-        data=lambda split, seed: image_batches.batches(
-            sets.splits[split], data, batch=batch, seed=seed, training=training(split), micro=micro,
-            pairs="pwca" in branches and training(split), identities=losses.identities if reid and training(split) else 0,
-            process_index=jax.process_index(), process_count=jax.process_count(),
-        ),
-        evaluators={split: Evaluator(split, measure, finish) for split in sets.splits if split != "train"},
+        data=batches,
+        evaluators={split: Evaluator(split, measure, search(split) if reid else classification.finish)
+                    for split in sets.splits if split != "train"},
         frozen=lambda place: {"teacher": teacher.load(place and (lambda name: place(f"teacher/{name}")))} if distils else {},
         export=lambda params, folder: student.save(params["student"], folder),
         figures=figures if chosen.figures else None,

@@ -56,6 +56,7 @@ def fresh():
         ({"source": "npz", "path": "x", "group": "drawer"}, r"data.test_groups: found \(\); accepted: data.group and data.test_groups"),
         ({"source": "npz", "path": "x", "test_groups": (1,)}, "data.group: found ''; accepted: data.group and data.test_groups"),
         ({"group": "drawer", "test_groups": (1,)}, "data.group: found 'drawer'; accepted: '' with data.source 'glyphs'"),
+        ({"camera": "drawer"}, "data.camera: found 'drawer'; accepted: '' with data.source 'glyphs'"),
         ({"source": "npz", "path": "x", "test_families": ("stix",)}, r"data.test_families: found \('stix',\); accepted: \(\)"),
     ],
 )
@@ -150,6 +151,17 @@ def test_arrays_for_re_identification(tmp_path):
     identities = [{value % 10 for value in greys(split)} for split in (train, validation, test)]
     assert sum(map(len, identities)) == 10
     assert set.union(*identities) == set(range(10))
+
+
+def test_the_camera_may_have_another_name(tmp_path):
+    path = arrays(tmp_path / "a.npz", y=np.arange(40) % 10, writer=np.arange(40) // 10, camera=np.zeros(40, int))
+    named = load(config(path, task="reid", validation=0.0, camera="writer"))
+    for split in named.splits.values():
+        assert split.cameras.tolist() == [value // 10 for value in greys(split)]
+    assert {split["cameras"] for split in named.facts["splits"].values()} == {4}
+    assert set(load(config(path, task="reid", validation=0.0)).splits["test"].cameras.tolist()) == {0}
+    with pytest.raises(UserError, match=r"data.camera: found 'pen'; accepted: an array of .* \(x, y, writer, camera\)"):
+        load(config(path, task="reid", camera="pen"))
 
 
 def test_the_first_identities(tmp_path):

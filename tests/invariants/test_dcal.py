@@ -1,4 +1,4 @@
-"""Every check, of dcal: as a classifier that learns from another one, and in re-identification."""
+"""Every check, of dcal in re-identification with every term on; and as a classifier, those that differ there."""
 
 import jax
 import numpy as np
@@ -9,17 +9,27 @@ from jaxdistill.data import images
 from jaxdistill.models import classifier
 from jaxdistill.training import plan, prepare, sharding
 from jaxdistill.training.defaults import defaults
+from tests.invariants import checks
 from tests.invariants.checks import Case, Invariants
 
-DATA = dict(source="glyphs", size=(16, 16), classes=6, per_class=8, test_per_class=4)
-MODEL = dict(patch=4, width=16, depth=2, heads=2)
+DATA = dict(source="glyphs", size=(16, 16), classes=12, per_class=8, test=0.25, task="reid")
+MODEL = dict(patch=4, width=16, depth=1, heads=2)
 OFF = 4  # rows i, i + 4, ... are partners: also in 4 micro-batches
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Initialisation too is compiled with little optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def config(**changes) -> ConfigDict:
     c = defaults()
-    c.mesh, c.monitor, c.minimize = (1, 1, 1), "validation/accuracy", False
-    c.data, c.model, c.dcal, c.loss = ConfigDict(DATA), ConfigDict(MODEL), ConfigDict(dict(queries=0.3)), ConfigDict(dict(smoothing=0.1))
+    c.mesh, c.monitor, c.minimize = (1, 1, 1), "validation/mAP", False
+    c.data, c.model, c.dcal = ConfigDict(DATA), ConfigDict(MODEL), ConfigDict(dict(queries=0.3))
+    c.loss = ConfigDict(dict(smoothing=0.1, identities=4))
     c.optimizer.update(dict(name="sgd", clip=0.0))
     c.train.update(dict(steps=8, batch=16, lr=1e-2, eval_every=4, checkpoint_every=4))
     c.runs, c.run = ("dcal",), ConfigDict(dict(dcal=dict(recipe="dcal")))
@@ -64,28 +74,50 @@ def teacher(tmp_path_factory):
     return str(folder)
 
 
-class TestDistilled(Invariants):
-    """SA, GLCA and PWCA with learned weights, and a teacher whose weight rises from 0."""
+def distilled(teacher) -> dict:
+    """A weight that rises from 0, a temperature that falls."""
+    return dict(kd=dict(weight=((0.0, 0.0), (0.5, 0.7)), temperature=((0.0, 2.0), (1.0, 1.5))), teacher=dict(path=teacher))
+
+
+class TestEveryTerm(Invariants):
+    """SA, GLCA and PWCA with learned weights, triplets of every branch over the whole batch, and a teacher."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def case(cls, teacher):
-        kd = dict(kd=dict(weight=((0.0, 0.0), (0.5, 0.7)), temperature=((0.0, 2.0), (1.0, 1.5))), teacher=dict(path=teacher))
-        found = case(**kd)
+        found = case(**distilled(teacher))
         found.zero = ("kd",)
 
         def taught():
-            plain = ready(**kd, dcal=dict(mode="sa_only"), model=dict(path=teacher, head="stored", patch=0, width=0, depth=0, heads=0))
+            same = dict(path=teacher, head="stored", patch=0, width=0, depth=0, heads=0)
+            plain = ready(**distilled(teacher), dcal=dict(mode="sa_only"), model=same)
             return plain, plain.state.params
 
         found.taught = taught
         return found
 
+    def test_it_has_every_term(self, case):
+        branches = ("sa", "glca", "pwca")
+        assert set(checks.measure(case).terms) == {*branches, *(f"{name}_triplet" for name in branches), "prior", "kd"}
 
-class TestReID(Invariants):
-    """Triplets of every branch, over the whole batch."""
+    @pytest.mark.parametrize("micro", [4])  # 2 is below: each costs a program
+    def test_micro_batches_are_one_batch(self, case, micro):
+        checks.micro_batches_are_one_batch(case, micro)
+
+
+class TestRecognition:
+    """Classes instead of identities: the sampler draws single images, and no term but the prior is of the whole batch."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def case(cls):
-        return case(data=dict(task="reid", classes=12, test=0.25), loss=dict(identities=4), monitor="validation/mAP")
+        return case(data=dict(task="classification", classes=6, test=0.0, test_per_class=4), monitor="validation/accuracy")
+
+    def test_it_has_the_terms_of_the_paper_and_no_triplet(self, case):
+        assert set(checks.measure(case).terms) == {"sa", "glca", "pwca", "prior"}
+
+    def test_micro_batches_are_one_batch(self, case):
+        checks.micro_batches_are_one_batch(case, 2)
+
+    def test_every_trainable_leaf_is_reached_by_a_term(self, case):
+        checks.every_trainable_leaf_is_reached_by_a_term(case)

@@ -14,7 +14,8 @@ from jaxdistill import UserError
 from jaxdistill.models import classifier, hf, vit
 from jaxdistill.models.dcal import PLAIN, Branches
 
-SECTION = classifier.ModelConfig(width=24, depth=2, heads=2)
+pytestmark = pytest.mark.usefixtures("quick")
+SECTION = classifier.ModelConfig(width=24, depth=1, heads=2)
 DATA = dict(image=(16, 24), channels=3, classes=("cat", "dog", "eel"))
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3)).astype(np.uint8)
 
@@ -83,7 +84,7 @@ def test_a_plain_vit_is_given_branches_and_a_new_head(plain):
     other = describe(stored(plain, head="new"), classes=("a", "b"), image=(32, 16)).init(jax.random.key(1))["vit"]
     assert other["head"]["kernel"].shape == (24, 2)
     assert other["embed"]["position"].shape == (1, 9, 24)
-    assert hf.params_hash(other["block_1"]) == hf.params_hash(params["block_1"])
+    assert hf.params_hash(other["block_0"]) == hf.params_hash(params["block_0"])
 
 
 def test_a_new_head_of_a_model_with_branches_is_new_in_all_streams(tmp_path):
@@ -118,7 +119,7 @@ def test_rules_hold_for_every_parameter():
     ({"drop_path": 1.5}, {}, "config key student.drop_path: found 1.5"),
     ({"mean": (0.5, 0.5)}, {}, "config key student.mean: found (0.5, 0.5); accepted: 1 or 3 numbers"),
     ({"std": (0.0,)}, {}, "config key student.std: found (0.0,); accepted: 1 or 3 numbers, above 0"),
-    ({}, {"branches": Branches(attach=3)}, "config key student.attach: found 3; accepted: at most the depth (2)"),
+    ({}, {"branches": Branches(attach=3)}, "config key student.attach: found 3; accepted: at most the depth (1)"),
 ])  # fmt: skip
 def test_a_section_that_is_no_model_is_one_line(change, data, said):
     with pytest.raises(UserError, match=re.escape(said)):

@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxdistill import UserError
 from jaxdistill.models import hf, vit, vit_files
 
-SMALL = vit.ViTConfig(image=(16, 24), patch=8, width=32, depth=3, heads=4, classes=8)
+pytestmark = pytest.mark.usefixtures("quick")
+SMALL = vit.ViTConfig(image=(16, 24), patch=8, width=32, depth=2, heads=4, classes=8)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def small(drop_path=0.0, **fields):
     return module, unflatten_dict({path: draw(path, shape) for path, shape in vit.shapes(module).items()}, sep="/")
 
 
-def images_for(config, count=2, seed=0):
+def images_for(config, count=8, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(count, *config.image, config.channels)), jnp.float32)
 
 
@@ -58,7 +59,7 @@ def loss_and_grads(module, params, images):
     return compiled(module)(params, images)
 
 
-@pytest.fixture(scope="module", params=["gelu", "gelu_pytorch_tanh"])
+@pytest.fixture(scope="module")
 def reference(request, tmp_path_factory):
     """A transformers model of large random weights, and its folder."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
@@ -76,28 +77,31 @@ def reference(request, tmp_path_factory):
     return model, folder
 
 
-@pytest.mark.parametrize("size", [(32, 32), (48, 40), (16, 64)])  # the last has as many patches as stored: another grid
+@pytest.mark.parametrize(("reference", "size"), [
+    ("gelu", (32, 32)), ("gelu", (48, 40)), ("gelu", (16, 64)),  # the last has as many patches as stored: another grid
+    ("gelu_pytorch_tanh", (32, 32)),
+], indirect=["reference"])  # fmt: skip
 def test_parity_with_transformers(reference, size):
     torch = pytest.importorskip("torch")
     model, folder = reference
     module, params = vit.from_hf(folder, image=size)
-    images = images_for(module.config)
-    (loss, (logits, features)), grads = loss_and_grads(module, params, images)
-    model.zero_grad()
+    images = images_for(module.config, 2)
+    logits, features = apply(module, params, images)
     pixels = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
     want = model(pixels, interpolate_pos_encoding=True, output_attentions=True)
-    want_loss = torch.nn.functional.cross_entropy(want.logits, torch.ones(2, dtype=torch.long))
-    want_loss.backward()
 
     def close(ours, theirs):
         np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-5, rtol=0)
 
     assert want.attentions[1].max() > 0.3  # not flat
     close(logits, want.logits)
-    close(loss, want_loss)
     for i in range(3):
         close(features[f"attention_{i}"], want.attentions[i].mean(1))
-    if size == (32, 32):
+    if size == (32, 32) and module.config.activation == "gelu":  # one case: the others differ in what was seen forward
+        (loss, _), grads = loss_and_grads(module, params, images)
+        want_loss = torch.nn.functional.cross_entropy(want.logits, torch.ones(2, dtype=torch.long))
+        close(loss, want_loss)
+        want_loss.backward()
         ours, names = flatten_dict(grads, sep="/"), {name.removeprefix("vit."): x.grad for name, x in saved_names(model).items()}
         stored = vit_files._stored(vit.shapes(module))
         assert len(ours) == len(names)
@@ -115,16 +119,17 @@ def saved_names(model):
 
 def test_rollout_is_the_product_of_the_definition():
     module, params = small()
-    images = images_for(SMALL, 3)
+    images = images_for(SMALL)
     _, features = apply(module, params, images)
-    attentions = np.stack([features[f"attention_{i}"] for i in range(3)]).astype(np.float64)
+    attentions = np.stack([features[f"attention_{i}"] for i in range(2)]).astype(np.float64)
     np.testing.assert_allclose(attentions.sum(-1), 1, atol=1e-6)
     for b in range(3):
         want = np.eye(7)
         for layer in attentions[:, b]:
             want = (layer / 2 + np.eye(7) / 2) @ want
         np.testing.assert_allclose(features["rollout"][b], want, atol=1e-6)
-        np.testing.assert_allclose(apply(module, params, images[b : b + 1])[1]["rollout"][0], features["rollout"][b], atol=1e-6)
+        alone = jnp.repeat(images[b : b + 1], 8, axis=0)
+        np.testing.assert_allclose(apply(module, params, alone)[1]["rollout"][0], features["rollout"][b], atol=1e-6)
     np.testing.assert_allclose(features["rollout"].sum(-1), 1, atol=1e-6)
     assert features["rollout"].dtype == jnp.float32
 
@@ -134,7 +139,7 @@ def test_rollout_carries_no_gradient_and_attention_does():
     images = images_for(SMALL)
 
     def read(name):
-        weight = jax.random.normal(jax.random.key(2), (2, 7, 7))
+        weight = jax.random.normal(jax.random.key(2), (8, 7, 7))
         return jax.jit(jax.grad(lambda params: (module.apply({"params": params}, images)[1][name] * weight).sum()))(params)
 
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(read("rollout")))
@@ -143,10 +148,10 @@ def test_rollout_carries_no_gradient_and_attention_does():
 
 def test_remat_changes_no_result():
     (module, params), (remat, _), images = small(), small(remat=True), images_for(SMALL)
-    both = [loss_and_grads(one, params, images) for one in (module, remat)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5), *both)
-    count = lambda one: compiled(one).lower(params, images).compile().cost_analysis()["flops"]  # noqa: E731
-    assert count(remat) > 1.1 * count(module)  # so remat is really there
+    programs = [compiled(one).lower(params, images).compile() for one in (module, remat)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5), *(program(params, images) for program in programs))
+    plain, again = (program.cost_analysis()["flops"] for program in programs)
+    assert again > 1.1 * plain  # so remat is really there
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -194,9 +199,9 @@ def test_every_parameter_gets_a_gradient():
 
 def test_drop_path_rises_with_depth_and_is_right_in_expectation():
     module, params = small(drop_path=0.6)
-    assert [block.rate for block in module.bind({"params": params}).block] == pytest.approx([0, 0.3, 0.6])
-    images = images_for(SMALL, 1)
-    key = jax.random.key(3)
+    deeper = vit.ViT(dataclasses.replace(module.config, depth=3)).bind({})
+    assert [block.rate for block in deeper.block] == pytest.approx([0, 0.3, 0.6])
+    images, key = images_for(SMALL), jax.random.key(3)
     plain, once = apply(small()[0], params, images)[0], apply(module, params, images, key=key)[0]
     np.testing.assert_array_equal(apply(module, params, images)[0], plain)  # off without a key
     np.testing.assert_array_equal(apply(module, params, images, key=key)[0], once)
@@ -211,11 +216,11 @@ def test_drop_path_rises_with_depth_and_is_right_in_expectation():
 
 
 def test_initialisation():
-    module = vit.ViT(vit.ViTConfig(image=(64, 64), patch=8, width=64, depth=2, heads=4, classes=50))
+    module = vit.ViT(vit.ViTConfig(image=(64, 64), patch=8, width=64, depth=1, heads=4, classes=50))
     params = flatten_dict(vit.initialise(module, jax.random.key(0)), sep="/")
     expected = {
-        "embed/position": 0.02, "head/kernel": 0.02, "embed/patch/kernel": 192**-0.5, "block_1/attention/out/kernel": 64**-0.5,
-        "block_0/mlp/up/kernel": (2 / 320) ** 0.5, "block_1/mlp/down/kernel": (2 / 320) ** 0.5,
+        "embed/position": 0.02, "head/kernel": 0.02, "embed/patch/kernel": 192**-0.5, "block_0/attention/out/kernel": 64**-0.5,
+        "block_0/mlp/up/kernel": (2 / 320) ** 0.5, "block_0/mlp/down/kernel": (2 / 320) ** 0.5,
     }  # fmt: skip
     for path, std in expected.items():
         np.testing.assert_allclose(params[path].std(), std, rtol=0.05, err_msg=path)
@@ -235,7 +240,7 @@ def test_sharding_rules_cut_every_leaf_evenly_and_keep_the_result():
         assert len(specs) == 1, path
         placed[path] = jax.device_put(leaf, jax.NamedSharding(mesh, specs[0]))
         assert placed[path].addressable_shards[0].data.size * (1 if path == ("head", "bias") else 4) == leaf.size, path
-    images = images_for(SMALL, 8)
+    images = images_for(SMALL)
     spread = jax.device_put(images, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
     outputs = loss_and_grads(module, unflatten_dict(placed), spread), loss_and_grads(module, params, images)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5), *outputs)
