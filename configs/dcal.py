@@ -17,7 +17,7 @@ def get_config(variant: str = ""):
     config.data = ConfigDict(dict(
         source="glyphs", path="", size=(32, 32), channels=1,
         classes=150,                 # letters, look-alikes together
-        per_class=40,                # training images of each, a tenth of them for validation
+        per_class=24,                # training images of each, a tenth of them for validation
         test_per_class=12,
         test_families=("stix",),     # faces of a family that training never shows
         validation=0.1, seed=1,
@@ -31,7 +31,7 @@ def get_config(variant: str = ""):
     config.loss = ConfigDict(dict(smoothing=0.0))
     config.kd = ConfigDict(dict(weight=((0.0, 0.0),)))
     config.optimizer.weight_decay = 0.05
-    config.train.update(dict(steps=4000, batch=32, lr=4e-3, eval_every=500, checkpoint_every=1000, log_every=20))
+    config.train.update(dict(steps=2000, batch=32, lr=4e-3, eval_every=250, checkpoint_every=500, log_every=20))
 
     floor = lambda kind: dict(recipe="floors", floor=dict(kind=kind), train=dict(steps=0), once=True)  # noqa: E731
     config.run = ConfigDict(dict(

@@ -41,7 +41,8 @@ def validation(records: dict, metric: str, label: str, levels: dict[str, float])
             text = f"{name if len(runs) > 1 else next(iter(runs))} (not trained)"
             axis.axhline(value, linestyle=(0, (4, 2)), linewidth=1, color=COLOURS[-1 - index % len(COLOURS)], label=text)
     axis.set(xlabel="updates", ylabel=label, title=f"{label} on the validation split")
-    axis.legend(fontsize=8, frameon=False)
+    if axis.get_legend_handles_labels()[0]:  # no run of the job may have a validation split
+        axis.legend(fontsize=8, frameon=False)
     return figure
 
 
