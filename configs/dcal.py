@@ -30,7 +30,7 @@ def get_config(variant: str = ""):
     ))
     config.loss = ConfigDict(dict(smoothing=0.0))
     config.kd = ConfigDict(dict(weight=((0.0, 0.0),)))
-    config.optimizer.weight_decay = 0.05
+    config.optimizer.update(dict(weight_decay=0.05, b2=0.98))
     config.train.update(dict(steps=2000, batch=32, lr=4e-3, eval_every=250, checkpoint_every=500, log_every=20))
 
     floor = lambda kind: dict(recipe="floors", floor=dict(kind=kind), train=dict(steps=0), once=True)  # noqa: E731

@@ -27,14 +27,14 @@ def get_config(variant: str = ""):
     config.data = ConfigDict(dict(
         source="npz", path="", size=(28, 28), channels=1,
         group="drawer", test_groups=tuple(range(11, 21)), validation=0.1,
-        rotate=9.0, shift=0.06, zoom=0.12, shear=10.0,
+        rotate=7.0, shift=0.05, zoom=0.1, shear=8.0,
     ))
     config.model = ConfigDict(dict(path="", preset="tiny", mean=(0.09,), std=(0.25,), patch=7, width=64, depth=3, heads=4))
     config.dcal = ConfigDict(dict(queries=0.25, figures=6))
     config.loss = ConfigDict(dict(smoothing=0.0))
     config.kd = ConfigDict(dict(weight=((0.0, 0.0),)))
-    config.optimizer.weight_decay = 0.05
-    config.train.update(dict(steps=4000, batch=32, lr=4e-3, eval_every=500, checkpoint_every=500, log_every=20))
+    config.optimizer.update(dict(weight_decay=0.05, b2=0.98))
+    config.train.update(dict(steps=3900, batch=32, lr=4e-3, eval_every=500, checkpoint_every=500, log_every=20))
     config.runs = ("sa_only", "full")
     config.run = ConfigDict({mode: dict(recipe="dcal", dcal=dict(mode=mode)) for mode in MODES})
 

@@ -67,11 +67,13 @@ class Group:
 
 class Evaluator(NamedTuple):
     """`measure(student, variables, frozen, batch) -> dict of arrays` is jitted; `student` is the deployed
-    student (EMA or parameters). `finish(dict of stacked arrays) -> {name: float}` runs on the host."""
+    student (EMA or parameters). `finish(dict of stacked arrays) -> {name: float}` runs on the host. whole: it needs the whole split,
+    as a ranking does, and must not be shown a part of it."""
 
     split: str
     measure: Callable
     finish: Callable
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -198,7 +198,7 @@ def batches(
             raise UserError(f"config key train.batch: found {batch} for {identities} identities; accepted: a multiple of them, at least "
                             "twice as large (a triplet needs two images of an identity)")  # fmt: skip
         if identities > len(split.members):
-            raise UserError(f"identities in a batch: found {identities}, of {len(split.members)} that train; accepted: at most as many")
+            raise UserError(f"config key loss.identities: found {identities}; accepted: at most the {len(split.members)} that train")
     dataset = grain.MapDataset.source(source)
     if config.workers:
         if not flags.FLAGS.is_parsed():  # in a notebook; grain's workers ask

@@ -18,6 +18,7 @@ from jaxdistill.models.gpt2 import LayerNorm
 from jaxdistill.models.vit import Block, ViT, ViTConfig, fold, head, roll
 
 SELECT = ("rollout", "last", "random")
+READOUT = ("mean", "cls")
 PWCA = ("", "shared", "own")
 
 
@@ -27,7 +28,9 @@ class Branches:
 
     glca: the global-local branch. pwca: "" for none, "shared" for the head of SA, "own" for one of its own.
     queries: the share of patches that are queries of GLCA (the paper: 0.1, for re-identification 0.3), rounded down, at least one.
-    cls_query: CLS is one of the queries, and what GLCA classifies; else that is the mean of the queries.
+    cls_query: CLS is one of the queries.
+    readout: what GLCA classifies, the "mean" of its queries or the one of "cls". The paper reads CLS; but in one block no query
+    sees another, so that which patches were chosen then changes nothing at all, in value or in gradient.
     attach: GLCA stands on the output of this block, counted from 1 (0: the last), and the rollout ends there.
     select: queries by the rollout; by the attention of the `last` block alone; or at `random`, another choice for each image
     where there is a key, one choice for all where there is none.
@@ -37,13 +40,17 @@ class Branches:
     pwca: str = "shared"
     queries: float = 0.1
     cls_query: bool = True
+    readout: str = "mean"
     attach: int = 0
     select: str = "rollout"
 
     def __post_init__(self):
-        for key, accepted in (("pwca", PWCA), ("select", SELECT), ("glca", (False, True)), ("cls_query", (False, True))):
+        flags = (False, True)
+        for key, accepted in (("pwca", PWCA), ("select", SELECT), ("readout", READOUT), ("glca", flags), ("cls_query", flags)):
             if getattr(self, key) not in list(accepted):
                 raise UserError(f"{key}: found {getattr(self, key)!r}; accepted: {', '.join(map(repr, accepted))}")
+        if self.readout == "cls" and not self.cls_query:
+            raise UserError("readout: found 'cls' without cls_query; accepted: 'mean'")
         if not 0 < self.queries <= 1:
             raise UserError(f"queries: found {self.queries!r}; accepted: a share of the patches, above 0 and at most 1")
         if type(self.attach) is not int or self.attach < 0:
@@ -92,7 +99,7 @@ class DCAL(nn.Module):
           the blocks [batch, 1 + patches, width] (of the last of PWCA only CLS: nothing else of it is used); "rollout", the CLS row
           up to the block that GLCA stands on, without CLS itself [batch, patches], float32. Of GLCA "queries", int32
           [batch, count], the patches that were chosen, best first, and "glca_attention" [batch, patches], float32, where what it
-          classifies looks (the head mean; over all queries without cls_query).
+          classifies looks (means over heads, and over the queries that are read).
         """
         c, b = self.vit, self.branches
         if partner is None and self.is_initializing():  # a head of its own must be there whatever it is initialised with
@@ -127,9 +134,9 @@ class DCAL(nn.Module):
             rows = jnp.pad(queries + 1, ((0, 0), (1, 0))) if b.cls_query else queries + 1  # CLS is token 0
             block = nn.remat(Block) if self.remat else Block
             local, attention, _ = block(c, c.drop_path, self.dtype, name="glca_block")(tokens, rows, None, fold(key, 2 * c.depth))
-            features["glca_attention"] = (attention[:, 0] if b.cls_query else attention.mean(1))[:, 1:]
+            features["glca_attention"] = (attention[:, 0] if b.readout == "cls" else attention.mean(1))[:, 1:]
             local = LayerNorm(c.eps, self.dtype, name="glca_ln_f")(local)
-            state = local[:, 0] if b.cls_query else local.mean(1)
+            state = local[:, 0] if b.readout == "cls" else local.mean(1)
             outputs["glca"] = classify("glca", state, head(c.classes, name="glca_head"))
         if partner is not None:
             own = head(c.classes, name="pwca_head") if b.pwca == "own" else trunk.head

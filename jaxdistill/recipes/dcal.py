@@ -11,6 +11,7 @@ Sections of the config: data (data.images), model (models.classifier), dcal and 
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from jaxdistill.losses import metric_learning, weighting
 from jaxdistill.losses.classification import cross_entropy
 from jaxdistill.losses.divergences import KINDS, divergence
 from jaxdistill.models import classifier
-from jaxdistill.models.dcal import Branches
+from jaxdistill.models.dcal import PWCA, Branches
 from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, while_on
 from jaxdistill.recipes.lm import groups
 
@@ -37,7 +38,8 @@ MODES = {  # -> the branches that are trained
 
 @dataclasses.dataclass(frozen=True)
 class DCALConfig:
-    """The section `dcal`. What the paper leaves open is an option: cls_query (whether CLS is a query of GLCA too), attach (the block
+    """The section `dcal`. What the paper leaves open is an option: cls_query (whether CLS is a query of GLCA too), readout (what GLCA
+    classifies: the mean of its queries, or cls, with which the choice of the others changes nothing: models.dcal), attach (the block
     whose output GLCA reads, 0: the last), pwca_head (shared with SA, or own).
 
     mode: random_query takes GLCA's local queries at random, noise_distractor PWCA's partner from Gaussian noise. queries: share of
@@ -48,6 +50,7 @@ class DCALConfig:
     mode: str = "full"
     queries: float = 0.1
     cls_query: bool = True
+    readout: str = "mean"
     attach: int = 0
     pwca_head: str = "shared"
     weighting: str = "learned"
@@ -57,17 +60,25 @@ class DCALConfig:
     rerank: bool = False
 
     def __post_init__(self):
-        for key, accepted in (("mode", MODES), ("pwca_head", ("shared", "own")), ("weighting", ("learned", "equal"))):
+        for key, accepted in (("mode", MODES), ("pwca_head", PWCA[1:]), ("weighting", ("learned", "equal"))):
             if getattr(self, key) not in list(accepted):
                 raise UserError(f"config key dcal.{key}: found {getattr(self, key)!r}; accepted: {', '.join(accepted)}")
-        if not 0 < self.queries <= 1:
-            raise UserError(f"config key dcal.queries: found {self.queries}; accepted: a share above 0 and up to 1")
+        try:
+            self.asked()
+        except UserError as error:
+            raise UserError(f"config key dcal.{error}") from None
         ordered = len(self.bounds) == 2 and all(isinstance(x, (int, float)) for x in self.bounds) and self.bounds[0] < 0 < self.bounds[1]
         if self.bounds and not ordered:
             raise UserError(f"config key dcal.bounds: found {self.bounds!r}; accepted: () or (least, most) around 0, as in (-2, 2)")
-        for key in ("weight_lr", "figures", "attach"):
+        for key in ("weight_lr", "figures"):
             if getattr(self, key) < 0:
                 raise UserError(f"config key dcal.{key}: found {getattr(self, key)}; accepted: 0 or more")
+
+    def asked(self) -> Branches:
+        """What the mode and the options ask of the model."""
+        trained = MODES[self.mode]
+        return Branches("glca" in trained, self.pwca_head if "pwca" in trained else "", self.queries, self.cls_query, self.readout,
+                        self.attach, "random" if self.mode == "random_query" else "rollout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +132,9 @@ def make(config) -> Recipe:
     temperature = ramp("kd.temperature", kd.temperature, least=1e-3)
     distils = not weights["kd"].off
 
-    asked = Branches("glca" in branches, chosen.pwca_head if "pwca" in branches else "", chosen.queries, chosen.cls_query,
-                     chosen.attach, "random" if chosen.mode == "random_query" else "rollout")
     try:
         student = classifier.describe(model, "model", image=data.size, channels=data.channels, classes=sets.classes,
-                                      branches=None if measured else asked)
+                                      branches=None if measured else chosen.asked())
     except UserError as error:  # in the user's words, whose keys these are
         words = str(error).replace("key model.image:", "key data.size:").replace("key model.attach:", "key dcal.attach:")
         raise UserError(words) from None
@@ -207,20 +216,8 @@ def make(config) -> Recipe:
         maps = {"rollout (SA)": found["rollout"][take], "GLCA": found["glca_attention"][take] if "glca" in branches else None}
         return {"attention": plots.attention(np.asarray(shown["image"])[take], names, maps, found.get("queries"), student.module.vit.grid)}
 
-    def search(split):
-        """`finish` of a re-ID split. A job begins with a look at one batch, which may hold no gallery: it is its own then."""
-        parts = -(-len(sets.splits[split]) // batch)
-
-        def finish(stacked):
-            count = len(stacked["valid"])
-            if count < parts:
-                stacked = {name: np.concatenate([values, values]) for name, values in stacked.items()}
-                stacked["gallery"] = np.broadcast_to(np.repeat([False, True], count)[:, None], stacked["label"].shape)
-                stacked["camera"] = np.full_like(stacked["label"], -1)
-            return retrieval.finish(stacked, rerank=retrieval.Rerank() if chosen.rerank else None)
-
-        return finish
-
+    rank = functools.partial(retrieval.finish, rerank=retrieval.Rerank() if chosen.rerank else None)
+    judge = functools.partial(Evaluator, measure=measure, finish=rank if reid else classification.finish, whole=reid)
     def batches(split, seed, data=data):
         training = split == "train"
         return image_batches.batches(
@@ -236,8 +233,7 @@ def make(config) -> Recipe:
         optim_rules=(*decayed, (r"^balance/", Group("balance", chosen.weight_lr))),
         sharding_rules=((r"(^|/)balance/", jax.P()), *student.sharding, *(teacher.sharding if distils else ())),
         data=batches,
-        evaluators={split: Evaluator(split, measure, search(split) if reid else classification.finish)
-                    for split in sets.splits if split != "train"},
+        evaluators={split: judge(split) for split in sets.splits if split != "train"},
         frozen=lambda place: {"teacher": teacher.load(place and (lambda name: place(f"teacher/{name}")))} if distils else {},
         export=lambda params, folder: student.save(params["student"], folder),
         figures=figures if chosen.figures else None,

@@ -207,7 +207,7 @@ def evaluate(ready: Prepared, params, extra, *, test: bool, cache: dict, most: i
             )
         rows = [
             jax.device_get(cache[evaluator.measure](params, extra, ready.frozen, ready.place(batch)))
-            for batch in itertools.islice(ready.built.recipe.data(evaluator.split, 0), most)
+            for batch in itertools.islice(ready.built.recipe.data(evaluator.split, 0), None if evaluator.whole else most)
         ]
         if not rows:
             raise UserError(f"evaluator {name}: found no batch in the split {evaluator.split!r}; "

@@ -39,8 +39,8 @@ def _retention(rows: list[dict], headline: str, other: str, which: str, metric: 
     ])
     if other == "teacher" or not any(row["name"] == "teacher" for row in rows):
         return {}
-    baseline = mean(other, which)
-    return {"retention": float((mean(headline) - baseline) / (mean("teacher") - baseline))}
+    baseline, teacher = mean(other, which), mean("teacher")
+    return {} if teacher == baseline else {"retention": float((mean(headline) - baseline) / (teacher - baseline))}
 
 
 def interval(differences: list[float]) -> dict:

@@ -218,7 +218,7 @@ def test_an_identity_with_few_images_repeats_them_augmented_anew(tmp_path):
         ({"batch": 10, "micro": 4, "pairs": True}, "train.batch: found 10 in train.micro 4 parts"),
         ({"batch": 8, "identities": 3}, "train.batch: found 8 for 3 identities; accepted: a multiple"),
         ({"batch": 4, "identities": 4}, "train.batch: found 4 for 4 identities; .*at least twice"),
-        ({"batch": 16, "identities": 8}, "identities in a batch: found 8, of 4 that train"),
+        ({"batch": 16, "identities": 8}, "config key loss.identities: found 8; accepted: at most the 4 that train"),
     ],
 )
 def test_sizes_that_do_not_fit_are_one_line(tmp_path, options, message):

@@ -103,7 +103,7 @@ def in_torch(params, images, partner, branches):
         queries = torch.cat([torch.zeros(1, dtype=torch.long), top + 1]) if branches.cls_query else top + 1
         local, _ = block(states[attach], "glca_block", queries)
         local = norm(local, "glca_ln_f")
-        logits["glca"].append(linear(local[0] if branches.cls_query else local.mean(0), "glca_head"))
+        logits["glca"].append(linear(local[0] if branches.readout == "cls" else local.mean(0), "glca_head"))
         x = states[0]
         for depth in range(c.depth):
             x, _ = block(x, f"vit/block_{depth}", pair=keys_values(streams[other][0][depth], f"vit/block_{depth}"))
@@ -114,7 +114,7 @@ def in_torch(params, images, partner, branches):
 @pytest.mark.parametrize(("branches", "partner"), [
     (Branches(queries=0.4), PARTNER),
     (Branches(queries=0.4, cls_query=False, attach=1, pwca="own"), PARTNER),
-    (Branches(queries=0.7, select="last"), PARTNER),
+    (Branches(queries=0.7, select="last", readout="cls"), PARTNER),
     (Branches(queries=0.4), jnp.asarray([2, 2])),  # the third image is a partner only
 ], ids=["default", "other", "last", "distractor"])  # fmt: skip
 def test_parity_with_three_streams_in_torch(branches, partner):
@@ -242,15 +242,15 @@ def test_inference_holds_no_pair_and_unused_streams_cost_nothing():
     assert all_three > 1.4 * full
 
 
-@pytest.mark.parametrize("cls_query", [True, False])
-def test_glca_of_all_tokens_is_a_plain_block(cls_query):
-    module, params = made(Branches(queries=1.0, pwca="", cls_query=cls_query))
+@pytest.mark.parametrize(("cls_query", "readout"), [(True, "cls"), (True, "mean"), (False, "mean")])
+def test_glca_of_all_tokens_is_a_plain_block(cls_query, readout):
+    module, params = made(Branches(queries=1.0, pwca="", cls_query=cls_query, readout=readout))
     outputs, features = run(module, params, images_for())
     assert (jnp.sort(features["queries"], axis=1) == jnp.arange(8)[None]).all()
     block = vit.Block(SMALL, 0.0, jnp.float32)
     x, _, _ = run(block, params["glca_block"], features["block_1"])
     x = run(vit.LayerNorm(SMALL.eps, jnp.float32), params["glca_ln_f"], x)
-    state = x[:, 0] if cls_query else x[:, 1:].mean(1)
+    state = x[:, 0] if readout == "cls" else x.mean(1) if cls_query else x[:, 1:].mean(1)
     np.testing.assert_allclose(features["glca"], state, atol=1e-5)
     assert outputs["glca"].shape == (3, 5)
 

@@ -228,8 +228,8 @@ def test_random_queries_and_noise_are_other_losses(full):
     seen = look(ready("noise_distractor"))
     _, noisy, _ = seen(one.state.params, batch)
     assert seen(one.state.params, alone)[1] == noisy
-    mean = dict(queries=0.5, cls_query=False)  # (with CLS as a query, what GLCA classifies is not touched by the others)
-    by_rollout, at_random = (look(ready(mode, dcal=mean))(one.state.params, batch)[1] for mode in ("full", "random_query"))
+    half = dict(queries=0.5)
+    by_rollout, at_random = (look(ready(mode, dcal=half))(one.state.params, batch)[1] for mode in ("full", "random_query"))
     for a, b, branch in ((terms, noisy, "pwca"), (by_rollout, at_random, "glca")):
         for name in ("sa", "glca", "pwca"):
             assert (abs(a[name][0] - b[name][0]) < 1e-5) == (name != branch), (branch, name)

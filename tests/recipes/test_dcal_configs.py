@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
-from configs import dcal_cub, dcal_distill, dcal_market1501, dcal_omniglot
+from configs import dcal, dcal_cub, dcal_distill, dcal_market1501, dcal_omniglot
 from jaxdistill.data import images
 from jaxdistill.models import vit
 from jaxdistill.training import loop, plan, preflight
@@ -233,6 +233,17 @@ def test_cub_from_a_backbone(backbones, tmp_path):
     row = loop.run(changed(only(dcal_cub.get_config(), "full"), SMALL, FILES, STORED, change), tmp_path / "full", quiet=True)["rows"][0]
     assert row["skipped"] == 0
     assert (tmp_path / "full/runs/full-0/figures/attention.png").exists()
+
+
+# The letters, with the floors that they must beat
+
+
+def test_letters(tmp_path):
+    small = {"data.size": (16, 16), "data.classes": 4, "data.per_class": 6, "data.test_per_class": 2}
+    rows = loop.run(changed(dcal.get_config(), SMALL, small), tmp_path, quiet=True)["rows"]
+    assert [row["name"] for row in rows] == ["constant", "one_nn", "logistic", "sa_only", "full"]
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert [row["steps"] for row in rows] == [0, 0, 0, 2, 2]
 
 
 # Distillation
