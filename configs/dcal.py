@@ -7,10 +7,13 @@ from ml_collections import ConfigDict
 
 from jaxdistill.training.defaults import defaults
 
+VARIANTS = ("", "seeds")
 MODES = ("sa_only", "sa_glca", "sa_pwca", "full", "random_query", "noise_distractor")
 
 
 def get_config(variant: str = ""):
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/dcal.py: found variant {variant!r}; accepted: {', '.join(VARIANTS[1:])}")
     config = defaults()
     config.headline, config.monitor, config.minimize = "full", "validation/accuracy", False
 
@@ -31,12 +34,14 @@ def get_config(variant: str = ""):
     config.loss = ConfigDict(dict(smoothing=0.0))
     config.kd = ConfigDict(dict(weight=((0.0, 0.0),)))
     config.optimizer.update(dict(weight_decay=0.05, b2=0.98))
-    config.train.update(dict(steps=2000, batch=32, lr=4e-3, eval_every=250, checkpoint_every=500, log_every=20))
+    config.train.update(dict(steps=3900, batch=32, lr=4e-3, eval_every=250, checkpoint_every=500, log_every=20))
 
     floor = lambda kind: dict(recipe="floors", floor=dict(kind=kind), train=dict(steps=0), once=True)  # noqa: E731
     config.run = ConfigDict(dict(
         constant=floor("constant"), one_nn=floor("nearest"), logistic=floor("logistic"),
         **{mode: dict(recipe="dcal", dcal=dict(mode=mode)) for mode in MODES},
     ))
+    if variant == "seeds":
+        config.seeds = (0, 1, 2, 3, 4)
     config.runs = ("constant", "one_nn", "logistic", "sa_only", "full")
     return config

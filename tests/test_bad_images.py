@@ -145,7 +145,7 @@ REID = {"data.task": "reid", "data.classes": 8, "data.test_families": (), "monit
     pytest.param({"run.full.dcal.mode": "both"}, "config key run.full.dcal.mode: found 'both'; accepted: sa_only, sa_glca", id="mode"),
     pytest.param({"dcal.pwca_head": "new"}, "config key dcal.pwca_head: found 'new'; accepted: shared, own", id="head of pwca"),
     pytest.param({"dcal.weighting": "fixed"}, "config key dcal.weighting: found 'fixed'; accepted: learned, equal", id="weighting"),
-    pytest.param({"dcal.queries": 0.0}, "config key dcal.queries: found 0.0; accepted: a share above 0", id="no queries"),
+    pytest.param({"dcal.queries": 0.0}, "config key dcal.queries: found 0.0; accepted: a share of the patches, above 0", id="no queries"),
     pytest.param({"dcal.attach": 2}, "config key dcal.attach: found 2; accepted: at most the depth (1)", id="attached beyond the depth"),
     pytest.param({"dcal.bounds": (1, 2)}, "config key dcal.bounds: found (1, 2); accepted: () or (least, most) around 0", id="bounds"),
     pytest.param({"dcal.bounds": ("a", 2)}, "config key dcal.bounds: found ('a', 2); accepted: () or", id="bounds of words"),
@@ -170,7 +170,7 @@ REID = {"data.task": "reid", "data.classes": 8, "data.test_families": (), "monit
     pytest.param({"train.batch": 1}, "train.batch: found 1 in train.micro 1 parts, and partners are asked for", id="batch of one"),
     pytest.param(REID | {"train.batch": 5}, "train.batch: found 5 for 2 identities; accepted: a multiple", id="batch and identities"),
     pytest.param(REID | {"train.batch": 2}, "config key train.batch: found 2 for 2 identities", id="one image of an identity"),
-    pytest.param(REID | {"loss.identities": 50, "train.batch": 100}, "found 50, of ", id="more identities than train"),
+    pytest.param(REID | {"loss.identities": 50, "train.batch": 100}, "config key loss.identities: found 50; accepted: at most the ", id="more identities than train"),
     pytest.param({"monitor": "val/accuracy"}, "config key monitor: found 'val/accuracy'; accepted: validation/", id="unknown monitor"),
 ])
 def test_a_config(change, said, files, tmp_path, capsys):

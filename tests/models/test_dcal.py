@@ -242,6 +242,17 @@ def test_inference_holds_no_pair_and_unused_streams_cost_nothing():
     assert all_three > 1.4 * full
 
 
+@pytest.mark.parametrize("readout", ["mean", "cls"])
+def test_which_patches_are_chosen_matters_to_the_mean_and_never_to_cls(readout):
+    """In one block no query sees another: a classifier of CLS alone, as the paper and others after it write, does not use them."""
+    chosen = {select: Branches(queries=0.2, pwca="", readout=readout, select=select) for select in ("rollout", "random")}
+    _, params = made(chosen["rollout"])
+    found = {select: run(made(branches)[0], params, images_for()) for select, branches in chosen.items()}
+    assert (np.sort(found["rollout"][1]["queries"]) != np.sort(found["random"][1]["queries"])).any()
+    gap = np.abs(found["rollout"][0]["glca"] - found["random"][0]["glca"]).max()
+    assert gap > 1e-3 if readout == "mean" else gap < 1e-6
+
+
 @pytest.mark.parametrize(("cls_query", "readout"), [(True, "cls"), (True, "mean"), (False, "mean")])
 def test_glca_of_all_tokens_is_a_plain_block(cls_query, readout):
     module, params = made(Branches(queries=1.0, pwca="", cls_query=cls_query, readout=readout))
