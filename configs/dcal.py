@@ -26,7 +26,10 @@ def get_config(variant: str = ""):
         validation=0.1, seed=1,
         rotate=3.0, shift=0.03, zoom=0.05, shear=4.0,
     ))
-    config.model = ConfigDict(dict(path="", preset="tiny", mean=(0.2,), std=(0.25,), patch=8, width=64, depth=3, heads=4, drop_path=0.0))
+    config.model = ConfigDict(dict(
+        path="", preset="tiny", patch=8, width=64, depth=3, heads=4, drop_path=0.0,
+        mean=(), std=(),             # of the normalisation; (): those of the training images
+    ))
     config.dcal = ConfigDict(dict(   # dcal.mode is each run's own
         queries=0.25,                # share of the 16 patches that GLCA asks for (the paper: 0.1 of 784)
         figures=6,                   # test images whose attention is drawn in the report

@@ -29,7 +29,10 @@ def get_config(variant: str = ""):
         group="drawer", test_groups=tuple(range(11, 21)), validation=0.1,
         rotate=7.0, shift=0.05, zoom=0.1, shear=8.0,
     ))
-    config.model = ConfigDict(dict(path="", preset="tiny", mean=(0.09,), std=(0.25,), patch=7, width=64, depth=3, heads=4))
+    config.model = ConfigDict(dict(
+        path="", preset="tiny", patch=7, width=64, depth=3, heads=4,
+        mean=(), std=(),             # of the normalisation; (): those of the training images
+    ))
     config.dcal = ConfigDict(dict(queries=0.25, figures=6))
     config.loss = ConfigDict(dict(smoothing=0.0))
     config.kd = ConfigDict(dict(weight=((0.0, 0.0),)))

@@ -170,7 +170,8 @@ REID = {"data.task": "reid", "data.classes": 8, "data.test_families": (), "monit
     pytest.param({"train.batch": 1}, "train.batch: found 1 in train.micro 1 parts, and partners are asked for", id="batch of one"),
     pytest.param(REID | {"train.batch": 5}, "train.batch: found 5 for 2 identities; accepted: a multiple", id="batch and identities"),
     pytest.param(REID | {"train.batch": 2}, "config key train.batch: found 2 for 2 identities", id="one image of an identity"),
-    pytest.param(REID | {"loss.identities": 50, "train.batch": 100}, "config key loss.identities: found 50; accepted: at most the ", id="more identities than train"),
+    pytest.param(REID | {"loss.identities": 50, "train.batch": 100},
+                 "config key loss.identities: found 50; accepted: at most the ", id="more identities than train"),
     pytest.param({"monitor": "val/accuracy"}, "config key monitor: found 'val/accuracy'; accepted: validation/", id="unknown monitor"),
 ])
 def test_a_config(change, said, files, tmp_path, capsys):

@@ -3,6 +3,7 @@
 `load` lists and splits; pictures are read when asked for, so that a set of any size starts at once.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -13,6 +14,7 @@ from PIL import Image
 from jaxdistill import UserError
 from jaxdistill.data import augment, cache, image_arrays, image_layouts, image_splits
 from jaxdistill.data.image_layouts import FINE_GRAINED, REID, UNKNOWN
+from jaxdistill.data.pictures import Corrupt
 
 SOURCES = image_arrays.SOURCES | {"folder": image_layouts.folder} | FINE_GRAINED | REID
 TASKS = ("classification", "reid")
@@ -201,6 +203,16 @@ def load(config: ImageConfig) -> ImageSet:
     labels = image_splits.ordered({examples[i].label for i in parts["train"]})
     facts["classes"] = len(labels)
     return ImageSet(splits, tuple(str(listing.names.get(label, label)) for label in labels), facts)
+
+
+def statistics(split: Split, count: int = 256) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) of each channel, of values from 0 to 1, over at most `count` readable images spread over the split."""
+    pixels = []
+    for i in np.unique(np.linspace(0, len(split) - 1, count).astype(int)).tolist():
+        with contextlib.suppress(Corrupt):  # told and counted where batches are made
+            pixels.append(split.read(i).reshape(-1, split.config.channels) / 255)
+    found = np.concatenate(pixels) if pixels else np.asarray([[0.0], [1.0]])
+    return tuple(found.mean(0).round(3).tolist()), tuple(np.maximum(found.std(0).round(3), 0.001).tolist())
 
 
 def describe(batch: dict[str, np.ndarray], classes: tuple[str, ...], rows: int = 8, width: int = 48) -> str:

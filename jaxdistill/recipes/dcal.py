@@ -119,7 +119,9 @@ def make(config) -> Recipe:
     batch, micro, decay = config.train.batch, config.train.micro, config.optimizer.weight_decay
     model = config.model.build(classifier.ModelConfig)
     measured = bool(model.path) and model.head == "stored" and not config.train.steps  # a finished model: with the branches it has
-    model = model if model.path else dataclasses.replace(model, head="new")  # so that `given` may fill the path of a run with "stored"
+    if not model.path:  # a head that is "stored" is for the path that `given` may fill
+        mean, std = (model.mean, model.std) if model.mean and model.std else images.statistics(sets.splits["train"])
+        model = dataclasses.replace(model, head="new", mean=model.mean or mean, std=model.std or std)
     branches = MODES[chosen.mode]
     deployed = tuple(name for name in branches if name != "pwca")
     learned = chosen.weighting == "learned" and len(branches) > 1

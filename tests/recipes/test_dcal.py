@@ -407,3 +407,14 @@ def test_one_damaged_picture_too_many_is_one_line(damaged, tmp_path):
     with pytest.raises(UserError, match=r"^config key data.corrupt: found 19, and 20 image\(s\) that cannot be read, the last ") as caught:
         loop.run(files(damaged, corrupt=19), tmp_path, quiet=True)
     assert "\n" not in str(caught.value)
+
+
+def test_a_fresh_model_is_normalised_by_its_data():
+    """By 0.5, dark pictures all look alike to it: the letters of configs/dcal.py then take more than twice as many updates."""
+    one = ready("sa_only")
+    found = one.built.recipe.facts["model"]
+    values = np.stack([one.built.recipe.data("train", 0).__next__()["image"] for _ in range(8)]) / 255
+    assert found["mean"][0] == pytest.approx(values.mean(), abs=0.05)
+    assert found["std"][0] == pytest.approx(values.std(), abs=0.05)
+    chosen = ready("sa_only", model=dict(mean=(0.1,), std=(0.3,))).built.recipe.facts["model"]
+    assert (chosen["mean"], chosen["std"]) == ((0.1,), (0.3,))
