@@ -108,7 +108,7 @@ def attention(images, names: list[str], maps: dict, queries, grid: tuple[int, in
         for axis in axes[row]:
             axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
             axis.set(xticks=[], yticks=[])
-        axes[row][0].set_ylabel(names[row], fontsize=7)
+        axes[row][0].set_ylabel(names[row], fontsize=9, rotation=0, labelpad=10)
         for axis, values in zip(axes[row][1:], maps.values(), strict=False):
             axis.imshow(values[row].reshape(grid), cmap="inferno", alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
         if queries is not None:
