@@ -1,6 +1,14 @@
 """Dual cross-attention on look-alike letters, from nothing but this machine.
 
     python -m jaxdistill.main --config=configs/dcal.py --workdir=workdir/dcal
+
+Letters that differ by an accent or a stroke, drawn in the fonts that matplotlib ships, are told apart in a family of faces that
+training never shows: by floors (the commonest class, the nearest neighbour, logistic regression on pixels), by a small ViT, and by the
+same ViT trained with both cross-attentions, for the same updates. 3 minutes 10 on two idle CPU cores, from empty caches; logistic
+regression 34 %, the ViT alone 64 %, with both 68 % of the test letters (means of five seeds: experiments/dcal).
+
+Variants, after a colon:
+    :seeds   five seeds, with paired intervals
 """
 
 from ml_collections import ConfigDict
