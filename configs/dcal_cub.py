@@ -14,6 +14,9 @@ of ViT-B from ImageNet-21k; 91 % without the latter is out of reach of any loss.
 As published there is no validation split: nothing is chosen, and the last parameters meet the test images once. Set
 --config.data.validation=0.1 before trying anything out.
 
+What GLCA classifies is the mean of its queries (dcal.readout): the paper reads CLS, with which the choice of the queries changes nothing
+(see models/dcal.py). --config.dcal.readout=cls is the paper's letter.
+
 Variants, after a colon:
     :cars       Stanford Cars       (published: ViT-B 92.5 -> 93.4)
     :aircraft   FGVC-Aircraft       (published: ViT-B 90.0 -> 91.5)
@@ -42,9 +45,13 @@ def get_config(variant: str = ""):
     ))
     config.model = ConfigDict(dict(
         path="", preset="vit_base",  # preset: of a fresh model only
-        drop_path=0.1, dtype="bfloat16", remat=True, mean=(), std=(),  # (): those of the folder, else 0.5
+        drop_path=0.1, dtype="bfloat16", remat=True, mean=(), std=(),  # (): those of the folder
     ))
-    config.dcal = ConfigDict(dict(queries=0.1, figures=8))  # 78 of the 784 patches
+    config.dcal = ConfigDict(dict(
+        readout="mean", queries=0.1,  # 78 of the 784 patches
+        weight_lr=50.0,              # of the learned loss weights: at the backbone's rate AdamW moves them by no more than 0.3 in all
+        figures=8,
+    ))
     config.loss = ConfigDict(dict(smoothing=0.0))
     config.kd = ConfigDict(dict(weight=((0.0, 0.0),)))
     config.optimizer.update(dict(name="adamw", b2=0.999, weight_decay=0.05, decay="decoupled", clip=0.0))

@@ -16,6 +16,9 @@ the pictures nor such weights were at hand. Published (mAP / rank-1, both from I
 As published there is no validation split: nothing is chosen, and the last parameters meet the test images once. Set
 --config.data.validation=0.1 before trying anything out: that share of the identities is then held out. mAP is the mean precision at
 the matches; Market's own script takes the trapezoid between them, which is a little less.
+
+What GLCA classifies is the mean of its queries (dcal.readout): the paper reads CLS, with which the choice of the queries changes nothing
+(see models/dcal.py). --config.dcal.readout=cls is the paper's letter.
 """
 
 from ml_collections import ConfigDict
@@ -36,15 +39,15 @@ def get_config(variant: str = ""):
 
     config.data = ConfigDict(dict(
         source=variant or "market1501", path="", channels=3,
-        size=(height, width), resize=(height + 20, width + 20),  # cropped at random in training, in the middle in the test
+        size=(height, width), shift=0.04,  # by 10 pixels at most, in training; the test sees whole pictures
         flip=True, erasing=0.5, erasing_fill="pixels", validation=0.0,
         corrupt=0, workers=8,        # unreadable pictures that may be left out; processes that read and augment
     ))
     config.model = ConfigDict(dict(
         path="", preset="vit_base",  # preset: of a fresh model only
-        drop_path=0.1, dtype="bfloat16", remat=True, mean=(), std=(),  # (): those of the folder, else 0.5
+        drop_path=0.1, dtype="bfloat16", remat=True, mean=(), std=(),  # (): those of the folder
     ))
-    config.dcal = ConfigDict(dict(queries=0.3, figures=8, rerank=False))
+    config.dcal = ConfigDict(dict(readout="mean", queries=0.3, figures=8, rerank=False))
     config.loss = ConfigDict(dict(smoothing=0.0, triplet=1.0, margin=0.3, identities=IDENTITIES))
     config.optimizer.update(dict(name="sgd", momentum=0.9, weight_decay=1e-4, decay="coupled", clip=0.0))
     batch = IDENTITIES * IMAGES

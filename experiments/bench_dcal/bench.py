@@ -140,7 +140,7 @@ def theirs(module, params, batch, dtype: str, device: str):
             if branches.glca:
                 chosen = rollout[:, 0, 1:].topk(branches.count(c.patches)).indices + 1
                 rows = F.pad(chosen, (1, 0))[..., None].expand(-1, -1, c.width)
-                outputs["glca"] = self.glca_head(self.glca_ln_f(self.glca_block.local(x, rows))[:, 0])
+                outputs["glca"] = self.glca_head(self.glca_ln_f(self.glca_block.local(x, rows)).mean(1))
             if branches.pwca:
                 outputs["pwca"] = self.head(self.ln_f(paired)[:, 0])
             return outputs

@@ -4,7 +4,7 @@
 
 A tiny ViT is pretrained on the letters of configs/dcal.py and then fine-tuned, with a new head, on other drawings of them, as the document
 fine-tuned a ViT on birds: every branch on, weight decay 0.05. `coupled` adds the decay to the gradient, as torch.optim.Adam does;
-`decoupled` beside it, as AdamW does; `bounds_2` and `bounds_5` are the document's bounds of the learned weights, on each of them.
+`decoupled` beside it, as AdamW does; `coupled_bounds_2` and `decoupled_bounds_5` add the document's bounds of the learned weights.
 """
 
 from configs import dcal

@@ -1,7 +1,7 @@
 """python experiments/dcal_one_shot/score.py WORKDIR all_runs.zip: one-shot errors of the finished runs of WORKDIR, and of pixels.
 
 The drawings (105 x 105, black on white) are brought to the 28 x 28 of training: inverted, then the mean over each pixel's area. The nearest
-of the 20 by cosine is the answer; the features are the CLS states of the branches that are used at inference, one after another.
+of the 20 by cosine is the answer; the features are what the branches that are used at inference classify, one after another.
 """
 
 import io

@@ -18,6 +18,8 @@ def glyphs(config) -> Listing:
     """`per_class` letters of each class to train on and `test_per_class` others. With `test_families` the test is in those families of
     faces, which the training images then never show. Re-ID: a letter is an identity, a face a camera; a share `test` of the letters
     is in the test alone."""
+    if config.flip:
+        raise UserError("config key data.flip: found True; accepted: False with data.source 'glyphs': mirrored, one letter is another")
     families = tuple(letters.FAMILIES)
     seen = tuple(family for family in families if family not in config.test_families)
     if set(config.test_families) - set(families) or not seen:
@@ -70,7 +72,7 @@ def npz(config) -> Listing:
     if names is not None and (label.dtype.kind == "U" or names.ndim != 1 or (len(label) and label.max() >= len(names))):
         raise UserError(f"{file}: class_names {names.shape} do not name its labels; accepted: one name for each label from 0 on")
     rows = zip(label.tolist(), parts, camera.tolist(), strict=True)
-    examples = [Example(f"{os.path.basename(file)} {i}", *row) for i, row in enumerate(rows)]
+    examples = [Example(f"image {i}", *row) for i, row in enumerate(rows)]  # whatever the file is called: the splits hash it
     if not examples:
         raise UserError(f"{file}: no image in it; accepted: one or more")
     return Listing(examples, Arrays(image, config.channels), {} if names is None else dict(enumerate(map(str, names))))

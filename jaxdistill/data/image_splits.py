@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from jaxdistill import UserError
-from jaxdistill.data.image_layouts import UNKNOWN, Example
+from jaxdistill.data.image_layouts import Example
 
 
 def held_out(names: Iterable, share: float) -> set:
@@ -78,9 +78,13 @@ def columns(examples: list[Example], parts: dict[str, list[int]], config) -> dic
         if split == "train" or not reid:
             labels = [classes[label] for label in labels]
         elif identities:
-            labels = [identities[label] for label in labels]
+            labels = [-1 if _junk(label) else identities[label] for label in labels]
         cameras = np.asarray([examples[i].camera for i in places], np.int32)
-        if (cameras == UNKNOWN).any():  # each image then counts as taken by a camera of its own: only itself is excluded
+        unknown = cameras < 0
+        if reid and unknown.any() and not unknown.all():
+            name = examples[places[int(unknown.argmax())]].name
+            raise UserError(f"{name}: found no camera, where other {split} images have one; accepted: cameras of all images, or of none")
+        if unknown.any():  # each image then counts as taken by a camera of its own: only itself is excluded
             cameras = np.asarray(places, np.int32)
         splits[split] = {"places": np.asarray(places), "labels": np.asarray(labels, np.int32), "cameras": cameras, "gallery": gallery}
     return splits
@@ -104,7 +108,7 @@ def _draw(examples, parts, source: str, target: str, share: float, reid: bool) -
 
 
 def _junk(label) -> bool:
-    return not isinstance(label, str) and label < 0
+    return label == "-1" if isinstance(label, str) else label < 0  # as a folder is called
 
 
 def _check(examples, parts, config, reid: bool) -> None:

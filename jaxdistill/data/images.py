@@ -196,7 +196,7 @@ def load(config: ImageConfig) -> ImageSet:
         content = [part for i in places for part in (*examples[i], listing.picture.stamp(i))]
         sizes = {"images": len(split), "classes": len(set(split.labels[split.labels >= 0].tolist()))}
         if config.task == "reid":
-            known = UNKNOWN not in {examples[i].camera for i in places}
+            known = min((examples[i].camera for i in places), default=0) > UNKNOWN
             sizes |= {"cameras": len(set(split.cameras.tolist())) if known else 0}
             sizes |= {"queries": int((~split.gallery).sum())} if name != "train" else {}
         facts["splits"][name] = {"sha256": cache.key(*content, split.gallery.tobytes()), **sizes}
@@ -205,14 +205,19 @@ def load(config: ImageConfig) -> ImageSet:
     return ImageSet(splits, tuple(str(listing.names.get(label, label)) for label in labels), facts)
 
 
+@functools.lru_cache(maxsize=4)  # the runs of one job share it
 def statistics(split: Split, count: int = 256) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, standard deviation) of each channel, of values from 0 to 1, over at most `count` readable images spread over the split."""
-    pixels = []
+    total = squares = np.zeros(split.config.channels)
+    count_read = 0
     for i in np.unique(np.linspace(0, len(split) - 1, count).astype(int)).tolist():
         with contextlib.suppress(Corrupt):  # told and counted where batches are made
-            pixels.append(split.read(i).reshape(-1, split.config.channels) / 255)
-    found = np.concatenate(pixels) if pixels else np.asarray([[0.0], [1.0]])
-    return tuple(found.mean(0).round(3).tolist()), tuple(np.maximum(found.std(0).round(3), 0.001).tolist())
+            pixels = split.read(i).reshape(-1, split.config.channels) / np.float32(255)
+            total, squares = total + pixels.mean(0, dtype=np.float64), squares + np.square(pixels).mean(0, dtype=np.float64)
+            count_read += 1
+    mean = total / max(count_read, 1)
+    deviation = np.sqrt(np.maximum(squares / max(count_read, 1) - mean**2, 0))
+    return tuple(mean.round(3).tolist()), tuple(np.maximum(deviation.round(3), 0.001).tolist())
 
 
 def describe(batch: dict[str, np.ndarray], classes: tuple[str, ...], rows: int = 8, width: int = 48) -> str:

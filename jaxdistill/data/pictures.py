@@ -103,6 +103,8 @@ def decode(file, mode: str, enough: tuple[int, int] = (0, 0), banner: int = 0) -
             picture = picture.convert(mode)
             if banner:
                 width, now = picture.size
+                if height <= banner:
+                    raise Corrupt(f"{height} rows, of which {banner} are a banner")
                 picture = picture.crop((0, 0, width, now - -(-banner * now // height)))
             return picture
     except (Corrupt, MemoryError):

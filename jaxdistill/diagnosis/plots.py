@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 COLOURS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8d6cab", "#e08e2b", "#5b6770")
 STYLES = ("-", "--", ":")
+GREY, DASHES = "#5b6770", ((0, (4, 2)), (0, (1, 2)), (0, (6, 2, 1, 2)))  # of what did not train, so that it is no run's curve
 
 
 def _figure(width: float = 7.2, height: float = 3.4, panels: int = 1):
@@ -39,7 +40,7 @@ def validation(records: dict, metric: str, label: str, levels: dict[str, float])
         value = sum(runs.values()) / len(runs)
         if low - (high - low) <= value <= high + (high - low):  # others would flatten it
             text = f"{name if len(runs) > 1 else next(iter(runs))} (not trained)"
-            axis.axhline(value, linestyle=(0, (4, 2)), linewidth=1, color=COLOURS[-1 - index % len(COLOURS)], label=text)
+            axis.axhline(value, linestyle=DASHES[index % len(DASHES)], linewidth=1, color=GREY, label=text)
     axis.set(xlabel="updates", ylabel=label, title=f"{label} on the validation split")
     if axis.get_legend_handles_labels()[0]:  # no run of the job may have a validation split
         axis.legend(fontsize=8, frameon=False)

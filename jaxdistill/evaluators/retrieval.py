@@ -9,6 +9,7 @@ rounding a matrix product does. Distances are held a block of rows at a time: me
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -124,7 +125,7 @@ def _points(features: np.ndarray, metric: str) -> np.ndarray:
 def _squared(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
     """Squared distances of x [n, width] to y [m, width], in blocks of rows that are the reader's own."""
     number: dict[bytes, int] = {}  # rows of y that are equal are compared once: a product may round each differently
-    where = np.array([number.setdefault(row.tobytes(), len(number)) for row in y], np.int64)
+    where = np.array([number.setdefault(hashlib.blake2b(row, digest_size=16).digest(), len(number)) for row in y], np.int64)
     repeated = len(number) < len(y)
     if repeated:
         y = y[np.unique(where, return_index=True)[1]]

@@ -24,7 +24,8 @@ class ModelConfig:
     path: a Hugging Face ViT folder, a folder that this project exported, or one of Google's .npz files, whose sizes and weights
     are taken; "": a fresh model of `preset`, with the sizes that are not 0 in place of the preset's.
     mean, std: of the normalisation (x / 255 - mean) / std, one number or one a channel; (): those of the folder's
-    preprocessor_config.json, else 0.5. head: "new", for the data's classes, or "stored".
+    preprocessor_config.json, else 0.5 (the recipe gives a fresh model those of its images). head: "new", for the data's classes,
+    or "stored".
     """
 
     path: str = ""

@@ -1,12 +1,14 @@
 """dcal: fine-grained recognition and re-identification by dual cross-attention (Zhu et al., CVPR 2022, arXiv 2205.02151).
 
     total = 1/2 sum_i (exp(-w_i) L_i + w_i)     over the branches that the mode trains: sa, glca, pwca
-          + kd.weight * T^2 KL(teacher^T || each branch that is used at inference)
-    L_i   = CE(class of the image), and in re-identification + triplet.weight * batch-hard triplet of the branch's CLS state
+          + kd.weight * T^2 KL(teacher^T || student^T), the mean over the branches that are used at inference
+    L_i   = CE(class of the image), and in re-identification + loss.triplet * batch-hard triplet of what the branch classifies
 
 Self-attention (sa) is the plain ViT, global-local cross-attention (glca) attends from the tokens that the attention rollout finds
 most important, and pair-wise cross-attention (pwca) lets another image's keys and values distract in training: it has no parameters
 of its own and no part in inference. Each w_i is learned, at the rate dcal.weight_lr x train.lr; with one branch alone there is none.
+The total may be negative and falls as w follows the losses: what tells is each L_i, and the probe sum_of_ce. Micro-batches change the
+update only in what is drawn: partners (which must be in the same micro-batch), drop-path, random queries, noise.
 Sections of the config: data (data.images), model (models.classifier), dcal and loss (below), kd and teacher for distillation.
 """
 
@@ -94,9 +96,9 @@ class LossConfig:
     def __post_init__(self):
         if not 0 <= self.smoothing < 1:
             raise UserError(f"config key loss.smoothing: found {self.smoothing}; accepted: 0 or more, and below 1")
-        for key in ("triplet", "margin", "identities"):
-            if getattr(self, key) < 0:
-                raise UserError(f"config key loss.{key}: found {getattr(self, key)}; accepted: 0 or more")
+        for key, least in (("triplet", 0), ("margin", 0), ("identities", 2)):
+            if getattr(self, key) < least:
+                raise UserError(f"config key loss.{key}: found {getattr(self, key)}; accepted: {least} or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,9 @@ def make(config) -> Recipe:
         student = classifier.describe(model, "model", image=data.size, channels=data.channels, classes=sets.classes,
                                       branches=None if measured else chosen.asked())
     except UserError as error:  # in the user's words, whose keys these are
-        words = str(error).replace("key model.image:", "key data.size:").replace("key model.attach:", "key dcal.attach:")
+        words = str(error).replace("key model.attach:", "key dcal.attach:")
+        for place in ("model.image:", "model.path: image:"):
+            words = words.replace(f"key {place}", "key data.size:")
         raise UserError(words) from None
     if measured:
         branches = deployed = ("sa", "glca") if student.module.branches.glca else ("sa",)
@@ -177,7 +181,7 @@ def make(config) -> Recipe:
             if name == "pwca":  # a partner that is in another micro-batch makes the update non-finite, not wrong in silence
                 values = jnp.where(found, values, jnp.nan)
             terms[name] = Term(jnp.sum(values), count, factor(params, name))
-        probes = {"sum_of_losses": (sum(term.sum for term in terms.values()), count)}
+        probes = {"sum_of_ce": (sum(term.sum for term in terms.values()), count)}
         if learned:
             probes |= {f"w_{name}": (params["balance"][name], jnp.ones(())) for name in branches}
         if distils:
@@ -213,10 +217,11 @@ def make(config) -> Recipe:
     def figures(variables, frozen, batches):
         shown = next(iter(batches))
         found = jax.device_get(jax.jit(lambda p, x: see(student, p, student.normalise(x))[1])(variables.params["student"], shown["image"]))
-        take = slice(0, chosen.figures)
+        take = np.flatnonzero(np.asarray(shown["valid"]))[: chosen.figures]
         names = [sets.classes[i] if 0 <= i < len(sets.classes) and not reid else str(i) for i in np.asarray(shown["label"])[take]]
-        maps = {"rollout (SA)": found["rollout"][take], "GLCA": found["glca_attention"][take] if "glca" in branches else None}
-        return {"attention": plots.attention(np.asarray(shown["image"])[take], names, maps, found.get("queries"), student.module.vit.grid)}
+        rollout, glca, queries = (found[name][take] if name in found else None for name in ("rollout", "glca_attention", "queries"))
+        maps = {"rollout (SA)": rollout, "GLCA": glca}
+        return {"attention": plots.attention(np.asarray(shown["image"])[take], names, maps, queries, student.module.vit.grid)}
 
     rank = functools.partial(retrieval.finish, rerank=retrieval.Rerank() if chosen.rerank else None)
     judge = functools.partial(Evaluator, measure=measure, finish=rank if reid else classification.finish, whole=reid)

@@ -20,7 +20,7 @@ def defaults() -> ConfigDict:
     config.train = ConfigDict(dict(
         steps=400,                    # updates
         batch=16,                     # examples an update, over all devices
-        micro=1,                      # micro-batches an update: same update, less memory
+        micro=1,                      # micro-batches an update: same update (but for what is drawn), less memory
         lr=1e-3,
         warmup=0.05,                  # share of the updates in which the rate rises linearly from 0
         final_lr=0.0,                 # the cosine ends at this share of lr

@@ -136,6 +136,7 @@ def train(built: Built, mesh, folder: Path, want: dict, signals: "_Signals", *, 
     checkpoints = Checkpoints(folder / "checkpoints", minimize=built.minimize)
     terminal = Terminal(built.run.id, steps, quiet=quiet or not writer)
     jitted: dict = {}
+    data = None
     try:
         data = built.recipe.data("train", built.run.seed) if steps else None
         memory = {"gates": ready.gates.start(), "recipe": built.recipe.memory, "seconds": 0.0, "stop": "",
@@ -163,6 +164,8 @@ def train(built: Built, mesh, folder: Path, want: dict, signals: "_Signals", *, 
     finally:
         terminal.close()
         checkpoints.close()
+        if data is not None:
+            data.close()  # its workers, where it has any, do not end by themselves
     result = {"row": row, "identity": want, "export": store.folder_digest(folder / "export")}
     if writer:
         write_json(folder / "result.json", result)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxdistill import UserError
 from jaxdistill.data import image_splits
-from jaxdistill.data.images import ImageConfig, describe, load
+from jaxdistill.data.images import ImageConfig, describe, load, statistics
 from jaxdistill.training.plan import Watched
 
 DATA = os.environ.get("JAXDISTILL_DATA")
@@ -370,3 +370,37 @@ def test_a_batch_for_people(tmp_path):
     assert "3 images of 8 x 8 x 1" in text
     assert "row 0: label 1 (elm), camera 4, partner 1" in text
     assert "label 900 (no class)" in text
+
+
+def test_a_split_does_not_depend_on_what_the_file_is_called(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        rng = np.random.default_rng(0)
+        np.savez(tmp_path / f"{name}.npz", x=rng.integers(0, 255, (40, 8, 8), np.uint8), y=np.arange(40) % 4)
+    one, other = (load(ImageConfig(source="npz", path=str(tmp_path / f"{name}.npz"), size=(8, 8))) for name in "ab")
+    for split in one.splits:
+        np.testing.assert_array_equal(one.splits[split].places, other.splits[split].places)
+
+
+def test_cameras_of_some_images_only(tmp_path):
+    for name, camera in (("some", [0, 1, -1, 1] * 10), ("none", [-2] * 40)):
+        np.savez(tmp_path / f"{name}.npz", x=np.zeros((40, 8, 8), np.uint8), y=np.arange(40) // 4, camera=np.asarray(camera))
+    config = dict(source="npz", task="reid", size=(8, 8))
+    with pytest.raises(UserError, match="found no camera, where other train images have one; accepted: cameras of all images, or of none"):
+        load(ImageConfig(path=str(tmp_path / "some.npz"), **config))
+    test = load(ImageConfig(path=str(tmp_path / "none.npz"), **config)).splits["test"]
+    assert len(set(test.cameras.tolist())) == (~test.gallery).sum()  # each of its own: a query's copy is excluded
+
+
+def test_the_mean_and_deviation_of_a_split(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", x=pixels, y=np.arange(40) % 4)
+    split = load(ImageConfig(source="npz", path=str(tmp_path / "a.npz"), size=(8, 8), channels=3)).splits["train"]
+    mean, deviation = statistics(split)
+    values = pixels[split.places] / 255
+    np.testing.assert_allclose((mean, deviation), (values.mean((0, 1, 2)), values.std((0, 1, 2))), atol=6e-4)
+
+
+def test_letters_are_not_mirrored():
+    with pytest.raises(UserError, match="data.flip: found True; accepted: False with data.source 'glyphs'"):
+        load(ImageConfig(flip=True))

@@ -191,7 +191,7 @@ def test_the_total_is_that_of_the_paper(full):
     assert all(1 < value < 4 for value in raw.values())  # about log 6
     assert total == pytest.approx(0.5 * sum(np.exp(-w[name]) * raw[name] + w[name] for name in w), rel=1e-6)
     assert terms["prior"][0] == pytest.approx(0.5 * sum(w.values()), rel=1e-6)
-    found, count = probes["sum_of_losses"]
+    found, count = probes["sum_of_ce"]
     assert found / count == pytest.approx(sum(raw.values()), rel=1e-6)
     assert {name: float(probes[f"w_{name}"][0]) for name in w} == pytest.approx(w)
 
@@ -205,7 +205,7 @@ def test_the_total_may_be_negative(full):
     params["student"]["vit"]["head"]["bias"] = params["student"]["glca_head"]["bias"] = sure
     params["balance"] = {name: jnp.float32(-1.0) for name in params["balance"]}
     total, _, probes = values(params, batch)
-    assert probes["sum_of_losses"][0] < 1e-3
+    assert probes["sum_of_ce"][0] < 1e-3
     assert total == pytest.approx(-1.5, abs=1e-3)
 
 

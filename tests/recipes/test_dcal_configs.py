@@ -72,7 +72,7 @@ def test_fine_grained_as_published(variant, source, trained_on):
 def test_reid_as_published(variant, source, size, trained_on):
     c = dcal_market1501.get_config(variant)
     assert (c.data.source, c.data.size, c.data.channels, c.data.flip) == (source, size, 3, True)
-    assert all(big - small == 20 for big, small in zip(c.data.resize, size, strict=True))
+    assert c.data.shift == 0.04
     assert c.data.erasing > 0
     assert c.data.validation == 0
     assert (c.optimizer.name, c.optimizer.momentum, c.optimizer.weight_decay, c.optimizer.decay) == ("sgd", 0.9, 1e-4, "coupled")
