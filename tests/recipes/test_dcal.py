@@ -122,7 +122,9 @@ def test_a_plain_vit_is_one_of_transformers(job):
     workdir, rows = job
     theirs = transformers.ViTForImageClassification.from_pretrained(workdir / "runs/sa_only-0/export").eval()
     test = images.load(images.ImageConfig(**DATA)).splits["test"]
-    pixels = np.stack([test.read(i) for i in range(len(test))]).astype(np.float32) / 255 * 2 - 1
+    told = json.loads((workdir / "runs/sa_only-0/export/preprocessor_config.json").read_text())
+    pixels = np.stack([test.read(i) for i in range(len(test))]).astype(np.float32) / 255
+    pixels = (pixels - np.float32(told["image_mean"])) / np.float32(told["image_std"])
     with torch.no_grad():
         wanted = theirs(torch.tensor(pixels).permute(0, 3, 1, 2)).logits.numpy()
     logits, labels = reloaded(workdir, "sa_only")
@@ -336,7 +338,8 @@ def test_a_teacher_of_transformers(tmp_path):
     with torch.no_grad():
         taught = theirs(torch.tensor(batch["image"].astype(np.float32) / 255 * 2 - 1).permute(0, 3, 1, 2)).logits.numpy()
     recipe = one.built.recipe
-    chosen = classifier.describe(classifier.ModelConfig(**MODEL), "model", image=(16, 16), channels=1,
+    seen = {name: recipe.facts["model"][name] for name in ("mean", "std")}
+    chosen = classifier.describe(classifier.ModelConfig(**MODEL, **seen), "model", image=(16, 16), channels=1,
                                  classes=images.load(images.ImageConfig(**DATA)).classes)
     student, _ = chosen.module.apply({"params": one.state.params["student"]}, chosen.normalise(jnp.asarray(batch["image"])))
     p, q = softmax(taught / 2), softmax(np.asarray(student["sa"]) / 2)
