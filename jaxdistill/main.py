@@ -3,6 +3,7 @@
 Flags -> training.loop.run(config, workdir).
 """
 
+import logging as stdlib_logging
 import re
 import runpy
 import sys
@@ -23,6 +24,10 @@ ACCEPTED = "accepted: a file whose get_config() returns a ConfigDict, as configs
 
 def main(_) -> int:
     logging.set_verbosity(logging.FATAL)  # orbax tells every file it touches, and each error that it raises too
+    own = stdlib_logging.getLogger("jaxdistill")  # but what this project warns of (an unreadable image) must be seen
+    own.setLevel(stdlib_logging.WARNING)
+    own.addHandler(stdlib_logging.StreamHandler())
+    own.propagate = False  # absl has a handler too
     from jaxdistill import report  # here, so that --help need not wait for JAX
     from jaxdistill.training import loop, preflight
 
