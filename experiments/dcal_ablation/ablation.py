@@ -1,4 +1,4 @@
-"""The paper's ablation (Zhu et al. 2022, table 4) at our size: which of the branches help, and is it for the reason the paper gives?
+"""The paper's ablation (Zhu et al. 2022) at our size: which of the branches help, and is it for the reason the paper gives?
 
     python -m jaxdistill.main --config=experiments/dcal_ablation/ablation.py:glyphs --workdir=workdir/ablation_glyphs
     python -m jaxdistill.main --config=experiments/dcal_ablation/ablation.py:omniglot --workdir=workdir/ablation_omniglot \\

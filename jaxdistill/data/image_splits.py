@@ -117,7 +117,8 @@ def _check(examples, parts, config, reid: bool) -> None:
     labels = {part: {examples[i].label for i in places} for part, places in parts.items()}
     if len(labels["train"]) < 2:
         raise UserError(f"{where}: {len(labels['train'])} classes to train on ({counts}); accepted: two or more")
-    if not reid and (odd := sorted({examples[i].label for part in parts.values() for i in part if _junk(examples[i].label)})):
+    labels_of = {examples[i].label for part in parts.values() for i in part}
+    if not reid and (odd := sorted(label for label in labels_of if not isinstance(label, str) and label < 0)):
         raise UserError(f"{where}: label {odd[0]} in classification; accepted: labels from 0 on (less than 0 is junk, of task 'reid')")
     if not reid and (parts["query"] or parts["gallery"]):
         raise UserError(f"{where}: query and gallery images ({counts}); accepted: data.task 'reid'")

@@ -53,21 +53,11 @@ def batch_hard_triplet(
     distances, not squared; margin None: its soft form log(1 + exp(d+ - d-)).
 
     Returns (values, anchors that count): 0 for the others, which lack a positive or a negative. A model that maps all images to
-    one point gives exactly the margin (log 2), and the gradient there is 0: see `spread`."""
+    one point gives exactly the margin (log 2), and the gradient there is 0: a loss that stands still at the margin."""
     found = hardest(features, labels, where=where)
     gap = found.positive - found.negative
     values = jax.nn.softplus(gap) if margin is None else jnp.maximum(gap + margin, 0.0)
     return jnp.where(found.counts, values, 0.0), found.counts
-
-
-def spread(
-    features: Float[Array, "batch width"], labels: Int[Array, " batch"], *, where: Bool[Array, " batch"] | None = None
-) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
-    """(sum, count) over the anchors that count of `hardest_positive` and `hardest_negative`, the distances. Both fall to 0 when
-    the features collapse, while the loss stands still at the margin."""
-    found = jax.lax.stop_gradient(hardest(features, labels, where=where))
-    count = jnp.sum(found.counts, dtype=jnp.float32)
-    return {f"hardest_{name}": (jnp.sum(getattr(found, name)), count) for name in ("positive", "negative")}
 
 
 def _distance(features, partner, counts) -> Float[Array, " batch"]:

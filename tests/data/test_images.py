@@ -372,26 +372,6 @@ def test_a_batch_for_people(tmp_path):
     assert "label 900 (no class)" in text
 
 
-def test_a_split_does_not_depend_on_what_the_file_is_called(tmp_path):
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        rng = np.random.default_rng(0)
-        np.savez(tmp_path / f"{name}.npz", x=rng.integers(0, 255, (40, 8, 8), np.uint8), y=np.arange(40) % 4)
-    one, other = (load(ImageConfig(source="npz", path=str(tmp_path / f"{name}.npz"), size=(8, 8))) for name in "ab")
-    for split in one.splits:
-        np.testing.assert_array_equal(one.splits[split].places, other.splits[split].places)
-
-
-def test_cameras_of_some_images_only(tmp_path):
-    for name, camera in (("some", [0, 1, -1, 1] * 10), ("none", [-2] * 40)):
-        np.savez(tmp_path / f"{name}.npz", x=np.zeros((40, 8, 8), np.uint8), y=np.arange(40) // 4, camera=np.asarray(camera))
-    config = dict(source="npz", task="reid", size=(8, 8))
-    with pytest.raises(UserError, match="found no camera, where other train images have one; accepted: cameras of all images, or of none"):
-        load(ImageConfig(path=str(tmp_path / "some.npz"), **config))
-    test = load(ImageConfig(path=str(tmp_path / "none.npz"), **config)).splits["test"]
-    assert len(set(test.cameras.tolist())) == (~test.gallery).sum()  # each of its own: a query's copy is excluded
-
-
 def test_the_mean_and_deviation_of_a_split(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "a.npz", x=pixels, y=np.arange(40) % 4)
