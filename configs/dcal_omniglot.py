@@ -3,8 +3,8 @@
     python -m jaxdistill.main --config=configs/dcal_omniglot.py --workdir=workdir/omniglot --config.data.path=FILE.npz
 
 data.path: an .npz of x uint8 [N, 28, 28] (ink 255), y [N] (character), drawer [N] (1 to 20), alphabet [N] (0 to 7, by name) and
-class_names [242]. Trained on the drawers 1 to 10, tested on 11 to 20, whose hands were never seen: the nearest neighbour on pixels
-is right in 20 %, chance in 0.4 %.
+class_names [242]. Trained on the drawers 1 to 10, tested on 11 to 20, whose hands were never seen;
+chance is right in 0.4 %.
 
 Variants, after a colon:
     :reid   characters as identities and drawers as cameras; Sanskrit and Tagalog, 59 characters, are the test's alone
