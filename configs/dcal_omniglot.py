@@ -37,7 +37,7 @@ def get_config(variant: str = ""):
     config.loss = ConfigDict(dict(smoothing=0.0))
     config.kd = ConfigDict(dict(weight=((0.0, 0.0),)))
     config.optimizer.update(dict(weight_decay=0.05, b2=0.98))
-    config.train.update(dict(steps=3900, batch=32, lr=4e-3, eval_every=500, checkpoint_every=500, log_every=20))
+    config.train.update(dict(steps=3700, batch=32, lr=4e-3, eval_every=500, checkpoint_every=500, log_every=20))
     config.runs = ("sa_only", "full")
     config.run = ConfigDict({mode: dict(recipe="dcal", dcal=dict(mode=mode)) for mode in MODES})
 

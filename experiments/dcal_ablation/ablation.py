@@ -23,7 +23,7 @@ def get_config(data: str = "glyphs"):
     floors = {name: dict(dcal.get_config().run[name]) for name in ("constant", "one_nn", "logistic")}
     few = lambda mode: dict(only_seeds=(0, 1, 2)) if mode in THREE else {}  # noqa: E731
     modes = {mode: dict(recipe="dcal", dcal=dict(mode=mode), **few(mode)) for mode in dcal.MODES}
-    cnn = dict(recipe="experiments.dcal_ablation.cnn", only_seeds=(0, 1, 2), train=dict(lr=1e-3, steps=500))  # about as long as the ViTs
+    cnn = dict(recipe="experiments.dcal_ablation.cnn", only_seeds=(0, 1, 2), train=dict(lr=1e-3, steps=2500))
     config.run = dict(**floors, cnn=cnn, **modes)
     config.runs = (*floors, "cnn", *dcal.MODES)
     return config

@@ -14,13 +14,20 @@ from jaxdistill.recipe import Aux, Evaluator, Recipe, Schedule, Term, Variables
 from jaxdistill.recipes.lm import groups
 
 
+def pool(x):
+    """The maximum of each 2 x 2. x: [B, H, W, C]. By reshaping: the gradient of nn.max_pool is 2.5 times as slow on a CPU."""
+    batch, height, width, channels = x.shape
+    rows, columns = height // 2, width // 2
+    return x[:, :2 * rows, :2 * columns].reshape(batch, rows, 2, columns, 2, channels).max((2, 4))
+
+
 class CNN(nn.Module):
     classes: int
 
     @nn.compact
     def __call__(self, x):
         for width in (32, 64, 128):
-            x = nn.max_pool(nn.relu(nn.Conv(width, (3, 3))(x)), (2, 2), strides=(2, 2))
+            x = pool(nn.relu(nn.Conv(width, (3, 3))(x)))
         return nn.Dense(self.classes)(nn.relu(nn.Dense(256)(x.reshape(len(x), -1))))
 
 

@@ -35,6 +35,7 @@ def defaults() -> ConfigDict:
         momentum=0.9,                 # sgd only
         weight_decay=0.01,            # on matrices only
         decay="decoupled",            # decoupled (as AdamW) | coupled (L2: part of the gradient, through the moments)
+        clip_value=0.0,               # of each number of the gradient, before `clip`; 0: off
         clip=1.0,                     # global gradient norm, before the groups; 0: off
     ))
     config.gates = ConfigDict(dict(

@@ -154,6 +154,8 @@ def train(built: Built, mesh, folder: Path, want: dict, signals: "_Signals", *, 
             if steps and found and built.monitor not in found:  # one batch, so that it shows before any update
                 raise UserError(f"config key monitor: found {built.monitor!r}; accepted: {', '.join(found)}")
             memory["validation"] = {} if steps else found
+            if steps and not found:  # without a validation split the test shows before any update whether it can be measured
+                evaluate(ready, deployed(state), state.extra, test=True, cache=jitted, most=1)
         if memory["stop"].startswith(SICK):
             raise Sick(f"{built.run.id} stopped: {memory['stop'].removeprefix(SICK)}")
         if steps and not memory["stop"]:
@@ -292,8 +294,8 @@ def _bare(found: dict) -> dict:
 
 
 def _calibrated(ready: Prepared, state):
-    batches = map(ready.place, ready.built.recipe.data("train", ready.built.run.seed))
-    variables = ready.built.recipe.calibrate(Variables(state.params, state.extra), ready.frozen, batches)
+    with contextlib.closing(ready.built.recipe.data("train", ready.built.run.seed)) as data:
+        variables = ready.built.recipe.calibrate(Variables(state.params, state.extra), ready.frozen, map(ready.place, data))
     places = jax.tree.map(lambda x: x.sharding, Variables(state.params, state.extra))
     variables = sharding.put(variables, places)
     return state.replace(params=variables.params, extra=variables.extra)

@@ -1,6 +1,6 @@
 """Parameter groups by regex, and one optax chain over them.
 
-Order: one global clip, then each group's own moments, decoupled decay and learning-rate multiplier. No schedule
+Order: the clip of each number, one global clip, then each group's own moments, decoupled decay and learning-rate multiplier. No schedule
 lives inside optax: the step scales the result by the rate of `state.step`, its only counter.
 """
 
@@ -50,7 +50,8 @@ def join(train: Any, rest: Any) -> Any:
 
 
 def optimizer(config, groups: Any) -> optax.GradientTransformation:
-    """config: name ('adamw' | 'sgd'), b1, b2, eps, momentum, clip (global norm, 0 = off), decay ('decoupled', or 'coupled':
+    """config: name ('adamw' | 'sgd'), b1, b2, eps, momentum, clip (global norm, 0 = off), clip_value (of each
+    number, before it; 0 = off), decay ('decoupled', or 'coupled':
     L2, which Adam divides by the size of the gradients, so that weights with small ones vanish; SGD knows no difference but
     for the momentum).
 
@@ -72,7 +73,8 @@ def optimizer(config, groups: Any) -> optax.GradientTransformation:
     leaves = [group for group in jax.tree.leaves(groups) if not group.frozen]
     transforms = {group.name: chain(group) for group in leaves}
     labels = jax.tree.map(lambda group: None if group.frozen else group.name, groups)
-    clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+    clip = [optax.clip(config.clip_value)] if config.clip_value else []
+    clip += [optax.clip_by_global_norm(config.clip)] if config.clip else []
     return optax.chain(*clip, optax.partition(transforms, labels))
 
 

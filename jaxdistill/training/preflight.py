@@ -1,5 +1,6 @@
 """--dry_run: everything built and checked, the plan printed, no step run."""
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def dry_run(config: Any) -> None:
             if not built.train.steps or same != name:
                 console.print(f"the program is that of {same}" if built.train.steps else "not trained: only measured")
                 continue
-            host = next(recipe.data("train", built.run.seed))
+            with contextlib.closing(recipe.data("train", built.run.seed)) as data:
+                host = next(data)
             if recipe.describe:
                 text = recipe.describe(host)
                 same = shown.setdefault(text, name)

@@ -1,5 +1,6 @@
 """One run made ready: mesh -> recipe -> variables -> groups -> state in its shardings -> compiled step."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import itertools
@@ -61,12 +62,13 @@ class OptimizerConfig:
     weight_decay: float  # read by the recipes, whose groups carry it
     decay: str
     clip: float
+    clip_value: float = 0.0
 
     def __post_init__(self):
         for key in ("b1", "b2", "momentum"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"config key optimizer.{key}: found {getattr(self, key)}; accepted: 0 or more, and below 1")
-        for key in ("eps", "weight_decay", "clip"):
+        for key in ("eps", "weight_decay", "clip", "clip_value"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise UserError(f"config key optimizer.{key}: found {getattr(self, key)}; accepted: 0 or more")
 
@@ -205,10 +207,11 @@ def evaluate(ready: Prepared, params, extra, *, test: bool, cache: dict, most: i
                 state.make_eval_step(evaluator, sharding.gathering(ready.built.recipe.sharding_rules, ready.mesh)),
                 out_shardings=sharding.replicate(ready.mesh),
             )
-        rows = [
-            jax.device_get(cache[evaluator.measure](params, extra, ready.frozen, ready.place(batch)))
-            for batch in itertools.islice(ready.built.recipe.data(evaluator.split, 0), None if evaluator.whole else most)
-        ]
+        with contextlib.closing(ready.built.recipe.data(evaluator.split, 0)) as data:
+            rows = [
+                jax.device_get(cache[evaluator.measure](params, extra, ready.frozen, ready.place(batch)))
+                for batch in itertools.islice(data, None if evaluator.whole else most)
+            ]
         if not rows:
             raise UserError(f"evaluator {name}: found no batch in the split {evaluator.split!r}; "
                             "accepted: more data there, or a smaller train.batch")
@@ -230,8 +233,8 @@ def draw(ready: Prepared, params, extra, folder: Path) -> None:
     """The recipe's figures of the deployed student on the test split, as `folder`/NAME.png, written by one process."""
     if ready.built.recipe.figures is None:
         return
-    batches = map(ready.place, ready.built.recipe.data("test", 0))
-    figures = ready.built.recipe.figures(Variables(params, extra), ready.frozen, batches)
+    with contextlib.closing(ready.built.recipe.data("test", 0)) as data:
+        figures = ready.built.recipe.figures(Variables(params, extra), ready.frozen, map(ready.place, data))
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():

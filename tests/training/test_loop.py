@@ -200,6 +200,17 @@ class TestSick:
         row = loop.run(jobs.toy(), tmp_path, quiet=True)["rows"][0]
         assert row["steps"] == 12
 
+    def test_without_validation_a_test_that_cannot_be_measured_shows_before_any_update(self, tmp_path, monkeypatch):
+        def make(config, old=toy.make):
+            recipe = old(config)
+            broken = recipe.evaluators["test"]._replace(measure=lambda *a: {"sum": a[3]["no such column"]})
+            return recipe._replace(evaluators={"test": broken})
+
+        monkeypatch.setattr(toy, "make", make)
+        with pytest.raises(KeyError, match="no such column"):
+            loop.run(jobs.toy(), tmp_path, quiet=True)
+        assert not (tmp_path / "runs/toy-0/metrics.jsonl").exists()
+
 
 class TestRefused:
     def test_another_config(self, whole):

@@ -91,6 +91,16 @@ def test_the_clip_sees_all_groups_and_no_frozen_leaf():
     np.testing.assert_array_equal(free["body"]["bias"], same["body"]["bias"])
 
 
+def test_the_clip_of_each_number_comes_before_that_of_the_norm():
+    grads = params(1)
+    clipped, _ = trained(dataclasses.replace(SGD, clip_value=0.05, clip=0.1), [grads])
+    cut = jax.tree.map(lambda g: np.clip(g, -0.05, 0.05), grads)
+    norm = np.sqrt(sum(np.sum(np.square(x)) for name in ("body", "projector") for x in cut[name].values()))
+    assert norm > 0.1
+    wanted = params()["projector"]["kernel"] - 0.1 * 5 * cut["projector"]["kernel"] * (0.1 / norm)
+    np.testing.assert_allclose(clipped["projector"]["kernel"], wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize("config", [ADAMW, SGD], ids=["adamw", "sgd"])
 def test_decay_is_decoupled(config):
     before = params()
