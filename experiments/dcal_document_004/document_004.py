@@ -27,5 +27,5 @@ def get_config():
         decoupled=decay("decoupled"), coupled=decay("coupled"),
         decoupled_bounds_5=decay("decoupled", bounds=(-5.0, 5.0)), coupled_bounds_2=decay("coupled", bounds=(-2.0, 2.0)),
     )
-    config.runs = tuple(config.run)
+    config.runs = ("pretrained", "decoupled", "coupled", "decoupled_bounds_5", "coupled_bounds_2")
     return config

@@ -121,8 +121,9 @@ def tfds(config) -> Listing:
         known = os.path.isdir(folder)
         builder = tfds.builder_from_directory(folder) if known else tfds.builder(config.path, file_format="array_record")
         features = builder.info.features
-        encoded = {"image": tfds.decode.SkipDecoding()} if "image" in features else None
-        sources = builder.as_data_source(decoders=encoded)
+        # Nor is another picture of the record decoded for nothing, as the masks of caltech_birds2011.
+        pictures = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+        sources = builder.as_data_source(decoders={name: tfds.decode.SkipDecoding() for name in pictures} or None)
         if not sources:
             raise LookupError("it has no split on disk")
     except Exception as error:  # TFDS raises assertion, key, lookup and its own errors for the same mistake
@@ -133,6 +134,8 @@ def tfds(config) -> Listing:
         ) from None
     if missing := [name for name in ("image", "label") if name not in features]:
         raise UserError(f"data.path {config.path!r}: its features are {', '.join(features)}, no {missing[0]}; accepted: image and label")
+    if features["label"].shape != ():
+        raise UserError(f"data.path {config.path!r}: its label has the shape {features['label'].shape}; accepted: one class an image")
     parts = {split: split if split in PARTS else "" for split in sorted(sources)}
     if "" in parts.values() and len(parts) > 1:
         raise UserError(f"data.path {config.path!r}: found the splits {', '.join(parts)}; accepted: {', '.join(PARTS)}, or one alone")

@@ -180,6 +180,8 @@ def _folders(path: str) -> list[str]:
 
 
 def _images(path: str) -> list[str]:
+    if not os.path.isdir(path):
+        raise UserError(f"{path}: not a folder; accepted: the set as it is unpacked")
     with os.scandir(path) as entries:
         return sorted(entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."))
 

@@ -7,22 +7,13 @@ Classification draws within each class. Re-identification draws whole identities
 and in the gallery once: it cannot find its own copy, which is of its own camera.
 """
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
 
 import numpy as np
 
 from jaxdistill import UserError
+from jaxdistill.data.group_splits import held_out, ordered
 from jaxdistill.data.image_layouts import Example
-
-
-def held_out(names: Iterable, share: float) -> set:
-    """The `share` of `names` with the smallest hashes: rounded, at least one and at most all but one; none of a share of 0."""
-    ranked = sorted(names, key=lambda name: hashlib.sha256(str(name).encode()).digest())
-    if share == 0 or len(ranked) < 2:
-        return set()
-    return set(ranked[: min(len(ranked) - 1, max(1, int(share * len(ranked) + 0.5)))])
 
 
 def assign(examples: list[Example], config) -> tuple[dict[str, list[int]], int]:
@@ -51,11 +42,6 @@ def assign(examples: list[Example], config) -> tuple[dict[str, list[int]], int]:
     return {part: places for part, places in parts.items() if places}, len(junk)
 
 
-def ordered(labels: Iterable) -> list:
-    """Labels in the order of their classes: numbers by value, names by spelling."""
-    return sorted(labels)
-
-
 def columns(examples: list[Example], parts: dict[str, list[int]], config) -> dict[str, dict[str, np.ndarray]]:
     """split -> places, labels, cameras int32 and gallery bool [N]. Labels are class indices where the split is of classification or
     trains, else identities (of named ones, places among all names)."""
@@ -79,15 +65,37 @@ def columns(examples: list[Example], parts: dict[str, list[int]], config) -> dic
             labels = [classes[label] for label in labels]
         elif identities:
             labels = [-1 if _junk(label) else identities[label] for label in labels]
-        cameras = np.asarray([examples[i].camera for i in places], np.int32)
+        cameras = _whole([examples[i].camera for i in places], "camera", examples, places)
         unknown = cameras < 0
         if reid and unknown.any() and not unknown.all():
             name = examples[places[int(unknown.argmax())]].name
             raise UserError(f"{name}: found no camera, where other {split} images have one; accepted: cameras of all images, or of none")
         if unknown.any():  # each image then counts as taken by a camera of its own: only itself is excluded
             cameras = np.asarray(places, np.int32)
-        splits[split] = {"places": np.asarray(places), "labels": np.asarray(labels, np.int32), "cameras": cameras, "gallery": gallery}
+        labels = _whole(labels, "identity", examples, places)
+        if reid and split != "train" and not _matches(labels, cameras, gallery):
+            raise UserError(f"{examples[places[0]].name} and the other {split} images: none of {(~gallery).sum()} queries has an image of its "
+                            "identity in the gallery that another camera took; accepted: at least one that has")
+        splits[split] = {"places": np.asarray(places), "labels": labels, "cameras": cameras, "gallery": gallery}
     return splits
+
+
+def _whole(numbers: list[int], what: str, examples, places) -> np.ndarray:
+    """int32 [N], which JAX computes with; a larger number would silently become another one."""
+    found = np.asarray(numbers, np.int64)
+    if (beyond := np.abs(found) > np.iinfo(np.int32).max).any():
+        at = int(beyond.argmax())
+        raise UserError(f"{examples[places[at]].name}: {what} {found[at]}; accepted: numbers below 2^31")
+    return found.astype(np.int32)
+
+
+def _matches(labels, cameras, gallery) -> bool:
+    """Whether any query has an image of its identity by another camera in the gallery."""
+    cameras_of = defaultdict(set)
+    for label, camera in zip(labels[gallery].tolist(), cameras[gallery].tolist(), strict=True):
+        cameras_of[label].add(camera)
+    return any(label >= 0 and cameras_of[label] - {camera}
+               for label, camera in zip(labels[~gallery].tolist(), cameras[~gallery].tolist(), strict=True))
 
 
 def _draw(examples, parts, source: str, target: str, share: float, reid: bool) -> None:

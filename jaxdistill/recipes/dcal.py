@@ -232,6 +232,10 @@ def make(config) -> Recipe:
             identities=losses.identities if reid and training else 0, process_index=jax.process_index(), process_count=jax.process_count(),
         )
 
+    if chosen.figures > batch:
+        raise UserError(f"config key dcal.figures: found {chosen.figures}; accepted: at most train.batch, which is {batch}")
+    if chosen.rerank and not reid:
+        raise UserError("config key dcal.rerank: found True; accepted: False where data.task is 'classification'")
     if config.train.steps:
         batches("train", 0, dataclasses.replace(data, workers=0))  # so that sizes that do not fit show before anything is written
     decayed = groups("student", "student/", student.decay, decay)

@@ -40,3 +40,19 @@ def test_a_folder_of_junk_is_junk(tmp_path):
     test = found.splits["test"]
     assert (test.labels < 0).tolist() == ["/-1/" in name for name in test.names]
     assert (test.labels < 0).sum() == 2
+
+
+def test_queries_that_can_find_nothing_are_told_before_any_training(tmp_path):
+    """Every identity was taken by one camera of its own: all of its gallery images are left out by the same-camera rule."""
+    label = np.arange(40) // 4
+    np.savez(tmp_path / "a.npz", x=np.zeros((40, 8, 8), np.uint8), y=label, camera=label)
+    with pytest.raises(UserError, match=r"the other test images: none of 8 queries has an image of its identity in the gallery that another"):
+        load(ImageConfig(path=str(tmp_path / "a.npz"), source="npz", task="reid", size=(8, 8), validation=0.0))
+
+
+@pytest.mark.parametrize(("name", "what"), [("y", "identity"), ("camera", "camera")])
+def test_numbers_that_would_wrap_around(name, what, tmp_path):
+    arrays = {"x": np.zeros((40, 8, 8), np.uint8), "y": np.arange(40) // 4, "camera": np.arange(40) % 4}
+    np.savez(tmp_path / "a.npz", **arrays | {name: arrays[name] + 2**31})
+    with pytest.raises(UserError, match=rf"image \d+: {what} 21474836\d\d; accepted: numbers below 2\^31"):
+        load(ImageConfig(path=str(tmp_path / "a.npz"), source="npz", task="reid", size=(8, 8), validation=0.0))

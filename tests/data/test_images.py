@@ -136,7 +136,7 @@ def test_groups_make_the_test(tmp_path):
 def test_arrays_for_re_identification(tmp_path):
     """Four images of each of ten identities, by cameras 0 and 1; three images are junk."""
     label = np.concatenate([np.arange(40) % 10, [-1, -1, -1]])
-    path = arrays(tmp_path / "a.npz", 43, y=label, camera=np.arange(43) % 2)
+    path = arrays(tmp_path / "a.npz", 43, y=label, camera=np.arange(43) // 10 % 2)
     found = load(config(path, task="reid", validation=0.25))
     train, validation, test = (found.splits[name] for name in ("train", "validation", "test"))
     assert found.facts["junk"] == 3
@@ -144,7 +144,7 @@ def test_arrays_for_re_identification(tmp_path):
     assert [int(found.classes[label]) for label in train.labels] == [value % 10 for value in greys(train)]
     for split in (validation, test):
         assert split.labels.tolist() == [value % 10 for value in greys(split)]  # identities as they are
-        assert split.cameras.tolist() == [value % 2 for value in greys(split)]
+        assert split.cameras.tolist() == [value // 10 % 2 for value in greys(split)]
         half = len(split) // 2
         assert split.gallery.tolist() == [False] * half + [True] * half
         assert greys(split)[:half] == greys(split)[half:]
@@ -154,12 +154,12 @@ def test_arrays_for_re_identification(tmp_path):
 
 
 def test_the_camera_may_have_another_name(tmp_path):
-    path = arrays(tmp_path / "a.npz", y=np.arange(40) % 10, writer=np.arange(40) // 10, camera=np.zeros(40, int))
+    path = arrays(tmp_path / "a.npz", y=np.arange(40) % 10, writer=np.arange(40) // 10, camera=np.arange(40) // 20)
     named = load(config(path, task="reid", validation=0.0, camera="writer"))
     for split in named.splits.values():
         assert split.cameras.tolist() == [value // 10 for value in greys(split)]
     assert {split["cameras"] for split in named.facts["splits"].values()} == {4}
-    assert set(load(config(path, task="reid", validation=0.0)).splits["test"].cameras.tolist()) == {0}
+    assert set(load(config(path, task="reid", validation=0.0)).splits["test"].cameras.tolist()) == {0, 1}
     with pytest.raises(UserError, match=r"data.camera: found 'pen'; accepted: an array of .* \(x, y, writer, camera\)"):
         load(config(path, task="reid", camera="pen"))
 
@@ -262,6 +262,7 @@ def test_tfds(tmp_path):
     tfds.disable_progress_bar()
     folder = tmp_path / "pictures"
     folder.mkdir()
+    (folder / "mask.png").write_bytes(b"no picture, as nobody asks for it")
 
     class Trees(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
@@ -269,7 +270,7 @@ def test_tfds(tmp_path):
 
         def _info(self):
             label = tfds.features.ClassLabel(names=["ash", "oak"])
-            features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
+            features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label, "mask": tfds.features.Image()})
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, download_manager):
@@ -278,7 +279,7 @@ def test_tfds(tmp_path):
         def _generate_examples(self, first, last):
             for i in range(first, last):
                 Image.new("RGB", (9, 7), (i, i, i)).save(folder / f"{i}.png")
-                yield i, {"image": str(folder / f"{i}.png"), "label": i % 2}
+                yield i, {"image": str(folder / f"{i}.png"), "label": i % 2, "mask": str(folder / "mask.png")}
 
     builder = Trees(data_dir=str(tmp_path / "tfds"), file_format="array_record")
     builder.download_and_prepare()
