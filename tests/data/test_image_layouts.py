@@ -255,19 +255,27 @@ def test_market1501_misformed(tmp_path):
     refused(config("market1501", tmp_path / "nowhere"), "nowhere': not found; accepted: the folder that the market1501 set unpacks to")
 
 
-@pytest.mark.parametrize("version", [("train", "test"), ("mask_train_v2", "mask_test_v2")])
-def test_msmt17(tmp_path, version):
+def write_msmt17(root, train="train", test="test"):
+    """Five identities, four images of each in both folders under the same names: grey from 100 on where they train."""
     lists = {"train": [], "val": [], "query": [], "gallery": []}
     for identity in range(5):
         for i in range(4):
             name = f"{identity:04}/{identity:04}_{i:03}_{i + 5:02}_0303morning_0015_0.jpg"
-            picture(tmp_path / version[0] / name)
-            picture(tmp_path / version[1] / name)
+            picture(root / train / name, 100 + 20 * identity + i)
+            picture(root / test / name, 20 * identity + i)
             lists["val" if i == 3 else "train"].append(f"{name} {identity}")
             lists["query" if i == 0 else "gallery"].append(f"{name} {identity}")
     for name, lines in lists.items():
-        text(tmp_path / f"list_{name}.txt", *lines)
-    found = load(config("msmt17", tmp_path))
+        text(root / f"list_{name}.txt", *lines)
+    return root
+
+
+@pytest.mark.parametrize("version", [("train", "test"), ("mask_train_v2", "mask_test_v2")])
+def test_msmt17(tmp_path, version):
+    found = load(config("msmt17", write_msmt17(tmp_path, *version)))
+    for name, split in found.splits.items():  # of one name, two pictures
+        greys = [np.asarray(split.picture(i)).mean() for i in range(len(split))]
+        assert max(greys) < 98 if name == "test" else min(greys) > 98
     assert len(found.classes) == 4  # of 5 identities one validates
     assert all(count == 4 for count in shape(found.splits["train"]).values())  # train and val alike
     test = found.splits["test"]

@@ -13,7 +13,7 @@ from configs import dcal, dcal_cub, dcal_distill, dcal_market1501, dcal_omniglot
 from jaxdistill.data import images
 from jaxdistill.models import vit
 from jaxdistill.training import loop, plan, preflight
-from tests.data.test_image_layouts import picture, text, write_cars, write_cub, write_market
+from tests.data.test_image_layouts import picture, text, write_cars, write_cub, write_market, write_msmt17
 from tests.models.test_vit_files import CONFIG, google
 
 DATA = os.environ.get("JAXDISTILL_DATA")
@@ -96,20 +96,6 @@ def write_aircraft(root):
         text(root / f"data/images_variant_{part}.txt", *(f"{n:07} {('A330-200', 'F-16A/B')[n % 2]}" for n in numbers))
         for n in numbers:
             picture(root / f"data/images/{n:07}.jpg", 20 * n, (30, 40))
-    return root
-
-
-def write_msmt17(root):
-    lists = {"train": [], "val": [], "query": [], "gallery": []}
-    for identity in range(4):
-        for i in range(4):
-            name = f"{identity:04}/{identity:04}_{i:03}_{i + 5:02}_0303morning_0015_0.jpg"
-            for top in ("train", "test"):
-                picture(root / top / name, 50 * identity + i)
-            lists["val" if i == 3 else "train"].append(f"{name} {identity}")
-            lists["query" if i == 0 else "gallery"].append(f"{name} {identity}")
-    for name, lines in lists.items():
-        text(root / f"list_{name}.txt", *lines)
     return root
 
 
