@@ -29,7 +29,7 @@ GONE = object()  # as a value: the key is taken out
 def write_model(folder: Path, tok, **sizes) -> Path:
     sizes = dict(vocab=tok.vocab, length=16, width=8, depth=1, heads=2) | sizes
     module = gpt2.GPT2(gpt2.GPT2Config(**sizes))
-    gpt2.to_hf(module, module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"], folder)
+    gpt2.to_hf(module, jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"], folder)
     tokenizer.save(tok, folder)
     return folder
 

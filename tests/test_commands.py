@@ -72,7 +72,7 @@ def folder(tmp_path_factory) -> Path:
         tok = tokenizer.train(texts, 300, "texts")
         for name, width in (("teacher", 16), ("student", 8)):
             module = gpt2.GPT2(gpt2.GPT2Config(vocab=tok.vocab, length=16, width=width, depth=1, heads=2))
-            gpt2.to_hf(module, module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"], root / name)
+            gpt2.to_hf(module, jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"], root / name)
             tokenizer.save(tok, root / name)
         done = main(*command(root), cwd=root)
     assert done.returncode == 0, done.stderr

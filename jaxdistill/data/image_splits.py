@@ -74,8 +74,8 @@ def columns(examples: list[Example], parts: dict[str, list[int]], config) -> dic
             cameras = np.asarray(places, np.int32)
         labels = _whole(labels, "identity", examples, places)
         if reid and split != "train" and not _matches(labels, cameras, gallery):
-            raise UserError(f"{examples[places[0]].name} and the other {split} images: none of {(~gallery).sum()} queries has an image of its "
-                            "identity in the gallery that another camera took; accepted: at least one that has")
+            raise UserError(f"{examples[places[0]].name} and the other {split} images: none of {(~gallery).sum()} queries has an image "
+                            "of its identity in the gallery that another camera took; accepted: at least one that has")
         splits[split] = {"places": np.asarray(places), "labels": labels, "cameras": cameras, "gallery": gallery}
     return splits
 
