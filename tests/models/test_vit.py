@@ -219,7 +219,7 @@ def test_initialisation():
     module = vit.ViT(vit.ViTConfig(image=(64, 64), patch=8, width=64, depth=1, heads=4, classes=50))
     params = flatten_dict(vit.initialise(module, jax.random.key(0)), sep="/")
     expected = {
-        "embed/position": 0.02, "head/kernel": 0.02, "embed/patch/kernel": 192**-0.5, "block_0/attention/out/kernel": 64**-0.5,
+        "embed/position": 1.0, "head/kernel": 0.02, "embed/patch/kernel": 192**-0.5, "block_0/attention/out/kernel": 64**-0.5,
         "block_0/mlp/up/kernel": (2 / 320) ** 0.5, "block_0/mlp/down/kernel": (2 / 320) ** 0.5,
     }  # fmt: skip
     for path, std in expected.items():
