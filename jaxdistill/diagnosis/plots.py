@@ -9,10 +9,11 @@ STYLES = ("-", "--", ":")
 GREY, DASHES = "#5b6770", ((0, (4, 2)), (0, (1, 2)), (0, (6, 2, 1, 2)))  # of what did not train, so that it is no run's curve
 
 
-def _figure(width: float = 7.2, height: float = 3.4, panels: int = 1):
+def _figure(width: float = 7.2, height: float = 3.4, panels: int = 1, rows: int = 1, height_ratios=None):
+    """(figure, its rows x panels axes, row by row)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    axes = figure.subplots(rows, panels, squeeze=False, height_ratios=height_ratios).ravel()
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25, linewidth=0.6)

@@ -1,5 +1,5 @@
 """Classification: accuracy, top-5, NLL, Brier score, calibration, of each branch and of all together; against a teacher, KL at T = 1
-and agreement.
+and agreement; of small test sets with host arrays also each class by itself.
 
 Pure in parameters and data: no loss weight, temperature schedule, label smoothing or step is seen here. A label is a class index,
 or a distribution over classes (soft labels), whose largest probability is then what accuracy asks for.
@@ -11,10 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from scipy.special import softmax
 
+from jaxdistill.evaluators import calibration
+from jaxdistill.evaluators.calibration import BINS
+from jaxdistill.evaluators.intervals import group_interval
 from jaxdistill.losses.divergences import forward_kl
 
-BINS = 15  # of confidence, equally wide (Guo et al., arXiv 1706.04599)
+KEYS = ("logits", "label", "valid", "group")  # of a batch for `finish_logits`: [B, K], int [B], bool [B], and, where there are, int [B]
 
 
 def fused(outputs: Mapping[str, Float[Array, "batch classes"]]) -> Float[Array, "batch classes"]:
@@ -60,6 +64,48 @@ def finish(stacked: dict[str, np.ndarray]) -> dict[str, float]:
         found[f"{prefix}ece15"] = float(np.sum(np.abs(bins[1] - bins[0]))) / count
     if "kl" in total:
         found |= {"teacher_kl": float(total["kl"]) / count, "top1_agreement": float(total["agree"]) / count}
+    return found
+
+
+def confusion(
+    labels: Int[np.ndarray, " rows"], predicted: Int[np.ndarray, " rows"], classes: int
+) -> Int[np.ndarray, "classes classes"]:
+    """How many rows of class i (down) were taken for class j (across)."""
+    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def decisions(table: Int[np.ndarray, "classes classes"]) -> dict[str, float]:
+    """A confusion matrix -> accuracy; macro_recall, macro_precision and macro_f1: plain means over the classes that have rows, each
+    class counting alike (a class that is never predicted has precision 0; macro_f1 is the mean of F1, not the F1 of means); and
+    balanced_accuracy, which is macro_recall's other name: the accuracy if all classes were equally frequent."""
+    right, rows, taken = np.diag(table).astype(np.float64), table.sum(axis=1), table.sum(axis=0)
+    here = rows > 0
+    mean = lambda bottom: float(np.mean((right / np.maximum(bottom, 1))[here])) if here.any() else 0.0  # noqa: E731
+    recall = mean(rows)
+    return {"accuracy": float(right.sum() / max(rows.sum(), 1)), "balanced_accuracy": recall, "macro_recall": recall,
+            "macro_precision": mean(taken), "macro_f1": mean((rows + taken) / 2)}
+
+
+def finish_logits(stacked: dict[str, np.ndarray], seed: int = 0) -> dict[str, float]:
+    """`KEYS` of all batches -> `decisions`, and top5, nll, brier, ece15 as `finish` defines them. With `group` (a subject, a speaker)
+    accuracy_low and accuracy_high, its 95 % interval by a bootstrap over whole groups, where there are two or more.
+
+    As everywhere, equal logits count for the first class alone, and what is not finite is right for none."""
+    valid = np.asarray(stacked["valid"]).reshape(-1).astype(bool)
+    rows = {key: np.asarray(stacked[key]) for key in KEYS if key in stacked}
+    rows = {key: value.reshape(-1, *value.shape[2:])[valid] for key, value in rows.items()}
+    logits, labels = rows["logits"].astype(np.float64), rows["label"].astype(np.int64)
+    if not len(labels):
+        return {}
+    place, p = calibration.place(logits, labels), softmax(logits, axis=1)
+    first = np.argmax(np.where(np.isnan(logits), -np.inf, logits), axis=1)
+    predicted = np.where((place > 0) & (first == labels), (labels + 1) % logits.shape[1], first)  # of NaN: any but the right one
+    found = decisions(confusion(labels, predicted, logits.shape[1])) | {
+        "top5": float(np.mean(place < 5)), "nll": calibration.nll(logits, labels), "ece15": calibration.ece(p, labels),
+        "brier": float(np.mean(np.sum(np.square(p - np.eye(logits.shape[1])[labels]), axis=1))),
+    }
+    if "group" in rows and (ends := group_interval((place == 0).astype(np.float64), rows["group"], seed=seed)) is not None:
+        found |= dict(zip(("accuracy_low", "accuracy_high"), ends, strict=True))
     return found
 
 

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import metrics
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from jaxdistill.evaluators import classification
+from jaxdistill.evaluators.intervals import group_interval
 
 sums = jax.jit(classification.sums)
 
@@ -109,6 +111,50 @@ def test_a_model_that_says_nothing_is_not_right():
     assert finish(jnp.full((10, 10), jnp.nan), labels)["accuracy"] == 0.0
     for outside in (-1, 10):
         assert np.isnan(finish(10 * jnp.eye(10), labels.at[3].set(outside))["nll"])
+
+
+def test_decisions_are_those_of_sklearn():
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.choice(5, 80, p=[0.5, 0.3, 0.15, 0.05, 0]), rng.integers(0, 5, 80)
+    predicted = np.where(rng.random(80) < 0.5, labels, predicted)
+    predicted[predicted == 3] = 1  # a class that is never predicted; class 4 has no rows, but is predicted
+    table = classification.confusion(labels, predicted, 5)
+    np.testing.assert_array_equal(table, metrics.confusion_matrix(labels, predicted, labels=range(5)))
+    here = dict(labels=range(4), average="macro", zero_division=0)
+    wanted = {f"macro_{name}": getattr(metrics, f"{name}_score")(labels, predicted, **here) for name in ("recall", "precision", "f1")}
+    wanted["accuracy"] = metrics.accuracy_score(labels, predicted)
+    wanted["balanced_accuracy"] = np.mean([(predicted == k)[labels == k].mean() for k in range(4)])
+    assert classification.decisions(table) == pytest.approx(wanted, rel=1e-12)
+    assert set(classification.decisions(np.zeros((3, 3), int)).values()) == {0.0}
+
+
+def test_logits_on_the_host_have_the_metrics_of_sums():
+    outputs, labels, where = case(1)
+    arrays = dict(logits=outputs["sa"], label=labels, valid=where, group=jnp.arange(40) % 7)
+    stack = lambda arrays, batch=8: {name: np.asarray(value).reshape(-1, batch, *value.shape[1:]) for name, value in arrays.items()}  # noqa: E731
+    found = classification.finish_logits(stack(arrays))
+    wanted = classification.finish(stacked({"sa": outputs["sa"]}, labels, where))
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, rel=1e-5)
+    predicted, keep = np.asarray(jnp.argmax(outputs["sa"], axis=1)), np.asarray(where)
+    here = dict(average="macro", labels=np.unique(labels[keep]))
+    assert found["balanced_accuracy"] == pytest.approx(metrics.recall_score(labels[keep], predicted[keep], **here))
+    low, high = group_interval((predicted == np.asarray(labels))[keep].astype(float), np.asarray(arrays["group"])[keep])
+    assert (found["accuracy_low"], found["accuracy_high"]) == (low, high)
+    dirty = arrays | {"logits": jnp.where(where[:, None], outputs["sa"], jnp.nan), "label": jnp.where(where, labels, -5)}
+    assert classification.finish_logits(stack(dirty, 20)) == found
+    alone = classification.finish_logits(stack({name: value for name, value in arrays.items() if name != "group"}))
+    assert found.keys() - alone.keys() == {"accuracy_low", "accuracy_high"}
+    assert classification.finish_logits(stack(arrays | {"valid": jnp.zeros(40, bool)})) == {}
+
+
+def test_on_the_host_too_a_model_that_says_nothing_is_not_right():
+    labels, valid = np.arange(20) % 10, np.ones(20, bool)
+    finish = lambda logits: classification.finish_logits(dict(logits=logits[None], label=labels[None], valid=valid[None]))  # noqa: E731
+    assert finish(np.zeros((20, 10)))["balanced_accuracy"] == pytest.approx(0.1)
+    assert finish(np.zeros((20, 10)))["top5"] == pytest.approx(0.5)
+    broken = finish(np.full((20, 10), np.nan))
+    assert (broken["accuracy"], broken["macro_f1"]) == (0.0, 0.0)
+    assert np.isnan(broken["nll"])
 
 
 @functools.cache

@@ -1,5 +1,9 @@
 """Floors against plain loops and cases whose answer is known."""
 
+import importlib.util
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -109,3 +113,92 @@ def test_fit_that_does_not_converge_says_so(caplog):
 def test_accuracy():
     assert floors.accuracy(np.array([1, 2, 3, 3]), np.array([1, 2, 0, 3])) == 0.75
     assert floors.accuracy(np.array([], int), np.array([], int)) == 0.0
+
+
+def distributions(rows: int = 150, width: int = 4, classes: int = 3, seed: int = 0):
+    """Features, and targets that are a softmax of them and of noise."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, width)) * np.array([1, 10, 0.01, 3]) + 5
+    z = (x - 5) / np.array([1, 10, 0.01, 3]) @ rng.normal(size=(width, classes)) + rng.normal(size=(rows, classes))
+    return x, np.exp(z) / np.exp(z).sum(1, keepdims=True)
+
+
+def test_the_mean_target_is_the_best_constant():
+    x, t = distributions()
+    p = floors.mean_target(x, t)(x[:7])
+    assert p == pytest.approx(np.tile(t.mean(0), (7, 1)))
+    cost = lambda q: -np.mean(t @ np.log(q))  # noqa: E731
+    rng = np.random.default_rng(1)
+    assert all(cost(p[0]) < cost(q / q.sum()) for q in np.exp(0.05 * rng.normal(size=(50, 3))) * p[0])
+
+
+def test_nearest_gives_the_neighbours_distribution():
+    x, t = distributions()
+    assert np.array_equal(floors.nearest(x, t, metric="euclidean")(x[5:9]), t[5:9])
+    assert floors.nearest(x, t)(x[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_softmax_regression_is_the_minimum_of_its_loss(strength):
+    """The gradient of the definition is 0 at what it found: targets and predictions have equal means, and equal cross-products with
+    every feature but for the penalty."""
+    x, t = distributions()
+    p = floors.softmax_regression(x, t, strength=strength)(x)
+    a = (x - x.mean(0)) / x.std(0)
+    assert p.sum(1) == pytest.approx(np.ones(150))
+    assert p.mean(0) == pytest.approx(t.mean(0), abs=1e-6)
+    logits = np.log(p) - np.log(p).mean(1, keepdims=True)
+    weights = np.linalg.lstsq(np.c_[a, np.ones(150)], logits, rcond=None)[0][:4]  # rows of W add up to 0 at the minimum
+    assert a.T @ (p - t) == pytest.approx(-weights / strength, rel=1e-3, abs=1e-3)
+    assert np.abs(weights).max() > 0.05
+
+
+def test_softmax_regression_of_corners_is_scikit_learns():
+    from sklearn.linear_model import LogisticRegression
+
+    x, t = distributions()
+    labels, a = t.argmax(1), (x - x.mean(0)) / x.std(0)
+    theirs = LogisticRegression(C=0.5, tol=1e-8, max_iter=1000).fit(a, labels).predict_proba(a)
+    assert floors.softmax_regression(x, np.eye(3)[labels], strength=0.5)(x) == pytest.approx(theirs, abs=1e-5)
+
+
+def test_softmax_regression_finds_what_is_there_and_ignores_dead_features():
+    (x, t), (test, _) = distributions(600), distributions(600, seed=1)
+    kl = lambda t, p: np.mean(np.sum(t * np.log(t / p), 1))  # noqa: E731
+    best, constant = floors.softmax_regression(x, t, strength=10.0), floors.mean_target(x, t)
+    assert kl(t, best(x)) < 0.75 * kl(t, constant(x))
+    assert floors.softmax_regression(x, t, strength=1e-6)(test) == pytest.approx(constant(test), abs=1e-3)  # penalised to nothing
+    dead, other = (np.c_[rows, np.full(600, value)] for rows, value in ((x, 0.1), (test, 7.0)))  # the same for all that train
+    assert floors.softmax_regression(dead, t, strength=10.0)(other) == pytest.approx(best(test), abs=1e-5)
+    assert best(test[:0]).shape == (0, 3)
+
+
+def test_softmax_regression_that_does_not_converge_says_so(caplog):
+    x, t = distributions()
+    floors.softmax_regression(x, t, strength=100.0, iterations=2)
+    assert "before it converged" in caplog.text
+
+
+def test_standardiser():
+    x = np.array([[1.0, 0.1, -3e4], [3.0, 0.1, 5e4], [5.0, 0.1, 1e4]])
+    scale = floors.standardiser(x)
+    assert scale(x).mean(0) == pytest.approx(np.zeros(3), abs=1e-12)
+    assert scale(x).std(0) == pytest.approx([1, 0, 1])
+    assert scale(np.array([[3.0, 9.0, 1e4]])) == pytest.approx(np.zeros((1, 3)))
+
+
+@pytest.mark.parametrize(("name", "decay", "constant", "regression"), [("SJAFFE", 0.1, "0.0732 0.193", "0.0423 0.539"),
+                                                                       ("Painting", 0.1, "0.5557 0.257", "0.5150 0.304")])
+def test_label_distributions_have_the_figures_known_of_them(name, decay, constant, regression):
+    """KL and accuracy, means over ten folds, by experiments/ldl/anchors.py."""
+    folder = Path(os.environ.get("JAXDISTILL_DATA", "/nowhere")) / "ldl"
+    if not folder.is_dir():
+        pytest.skip("JAXDISTILL_DATA names no folder with ldl/")
+    spec = importlib.util.spec_from_file_location("anchors", Path(__file__).parents[2] / "experiments/ldl/anchors.py")
+    anchors = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(anchors)
+    x, t = anchors.read(folder, name)
+    outer = anchors.folds(len(x))
+    means = (anchors.mean([anchors.measured(floors.mean_target(x[a], t[a])(x[b]), t[b]) for a, b in outer]),
+             anchors.mean([anchors.regression(x, t, a, b, decay) for a, b in outer]))
+    assert [f"{found['kl']:.4f} {found['accuracy']:.3f}" for found in means] == [constant, regression]

@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxdistill import UserError
-from jaxdistill.data import images
+from jaxdistill.data import distributions, images, sequences
 from jaxdistill.evaluators import floors
 from jaxdistill.training import preflight
 from jaxdistill.training.defaults import defaults
@@ -74,12 +74,66 @@ def test_dry_run(capsys):
     assert "not trained: only measured" in capsys.readouterr().out
 
 
+def table(data: str, section: dict, kinds: tuple[str, ...]) -> ConfigDict:
+    config = defaults()
+    config.mesh, config.headline = (1, 1, 1), kinds[-1]
+    config.monitor, config.minimize = ("validation/kl", True) if data == "distributions" else ("validation/accuracy", False)
+    config.data, config.floor = ConfigDict(section), ConfigDict(dict(data=data, metric="euclidean"))
+    config.train.update(dict(steps=0, batch=32))
+    config.runs = kinds
+    config.run = ConfigDict({kind: dict(recipe="floors", once=True, floor=dict(kind=kind)) for kind in kinds})
+    return config
+
+
+def test_floors_of_sequences(tmp_path):
+    section = dict(source="actions", classes=5, subjects=6, takes=2)
+    rows = {row["name"]: row for row in run(table("sequences", section, KINDS), tmp_path)["rows"]}
+    splits = sequences.load(sequences.SequenceConfig(**section)).splits
+    (x, y), (test, labels) = (sequences.features(splits[name]) for name in ("train", "test"))
+    x, test = (x - x.mean(0)) / x.std(0), (test - x.mean(0)) / x.std(0)
+    for kind, row in rows.items():
+        found = floors.FITS[kind](x, y, **({"metric": "euclidean"} if kind == "nearest" else {}))(test)
+        assert row["accuracy"] == np.mean(found == labels)
+        recall = [np.mean(found[labels == k] == k) for k in range(5)]
+        assert row["balanced_accuracy"] == row["macro_recall"] == pytest.approx(np.mean(recall))
+        assert {"macro_precision", "macro_f1"} <= row.keys()
+    assert len(labels) % 32 > 0
+    assert rows["constant"]["accuracy"] == pytest.approx(0.2)
+    assert rows["constant"]["macro_f1"] == pytest.approx(np.mean([2 * 0.2 / 1.2, 0, 0, 0, 0]))
+    assert rows["logistic"]["accuracy"] > 0.3
+
+
+def test_floors_of_distributions(tmp_path):
+    section = dict(source="cities", cities=6, addresses=12, neighbours=8, test=0.3, validation=0.2)
+    kinds = ("constant", "nearest", "softmax")
+    rows = {row["name"]: row for row in run(table("distributions", section, kinds), tmp_path)["rows"]}
+    splits = distributions.load(distributions.DistributionConfig(**section)).splits
+    (x, t), (test, truth) = (distributions.features(splits[name]) for name in ("train", "test"))
+    deviation = x.std(0)
+    x, test = ((rows - x.mean(0)) / np.where(deviation > 0, deviation, np.inf) for rows in (x, test))
+    for kind, row in rows.items():
+        p = floors.SOFT_FITS[kind](x, t, **({"metric": "euclidean"} if kind == "nearest" else {}))(test)
+        kl = np.sum(truth * (np.log(np.maximum(truth, 1e-300)) - np.log(np.where(p == 0, 1e-12, p))), axis=1)
+        assert row["kl"] == pytest.approx(np.mean(kl), rel=1e-6)
+        assert row["brier"] == pytest.approx(np.mean(np.sum((p - truth) ** 2, axis=1)), rel=1e-6)
+        assert row["kl_gain"] == pytest.approx(rows["constant"]["kl"] - row["kl"], abs=1e-9)
+        assert {"chebyshev", "clark", "canberra", "cosine", "intersection", "ece15", "top3", "entropy", "spread"} <= row.keys()
+    assert len(truth) % 32 > 0
+    constant = rows["constant"]
+    assert (constant["spread"], constant["classes_predicted"], constant["kl_gain_low"]) == (pytest.approx(0, abs=1e-12), 1, 0)
+    assert rows["softmax"]["kl_gain_low"] > 0
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (dict(train=dict(steps=3)), r"train.steps: found 3; accepted: 0"),
         (dict(floor=dict(kind="forest")), r"floor.kind: found 'forest'; accepted: constant \| nearest \| logistic"),
         (dict(floor=dict(metric="manhattan")), r"floor.metric: found 'manhattan'"),
+        (dict(floor=dict(data="sounds")), r"floor.data: found 'sounds'; accepted: images \| sequences \| distributions"),
+        (dict(floor=dict(data="distributions")), r"floor.kind: found 'logistic'; accepted: constant \| nearest \| softmax"),
+        (dict(floor=dict(strength=-1.0)), r"floor.strength: found -1.0"),
+        (dict(floor=dict(kind="nearest", strength=0.1)), r"floor.strength: found 0.1; accepted: 0 with floor.kind 'nearest'"),
         (dict(data=dict(task="reid")), r"data.task: found 'reid'"),
     ],
 )
