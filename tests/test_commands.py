@@ -219,7 +219,8 @@ def test_every_shipped_config_builds(module, variant, folder, tmp_path):
 
 def test_the_tests_know_every_shipped_config():
     images = {"dcal", "dcal_cub", "dcal_distill", "dcal_market1501", "dcal_omniglot"}  # recipes/test_dcal_configs.py
-    assert {path.stem for path in (ROOT / "configs").glob("*.py")} == {"kd", "kd_gpt2"} | images
+    others = {"reservoir", "soft_label"}  # recipes/test_NAME.py
+    assert {path.stem for path in (ROOT / "configs").glob("*.py")} == {"kd", "kd_gpt2"} | images | others
 
 
 def test_the_wheel(tmp_path):

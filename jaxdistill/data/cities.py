@@ -24,6 +24,7 @@ WALK = 200.0  # metres: what a walk is worth falls by e over them
 
 SIDE, BLOCK = 4000.0, 1000.0  # metres: of a city, of a neighbourhood
 BLOCKS = int(SIDE / BLOCK)
+FARTHEST = 2 * BLOCK / WALK
 DENSITY = (3.0, 4.0, 5.0, 6.0, 4.0, 5.0, 3.0, 6.0)  # services of each kind in a square kilometre
 WAVES, LENGTH = 12, 2500.0  # a field is so many waves, of about this length in metres
 PULL = 0.8  # how strongly the fields attract services
@@ -38,7 +39,7 @@ class CityConfig:
     the addresses whose visits are known to their neighbours. neighbours: at most, the nearest."""
 
     cities: int = 40
-    addresses: int = 30  # of each neighbourhood, each a target
+    addresses: int = 30  # of a neighbourhood on the average, each a target
     neighbours: int = 32
     withheld: float = 0.5
     surveyed: float = 0.5
@@ -70,22 +71,23 @@ def draw(config: CityConfig) -> Stars:
     starts = np.cumsum([0, *(len(city.nodes) for city in found)])
     placed = (
         city._replace(
-            group=city.group + i * BLOCKS**2, node_group=city.node_group + i * BLOCKS**2, index=np.where(city.mask, city.index + start, 0)
+            group=city.group + i * BLOCKS**2, node_group=city.node_group + i * BLOCKS**2,
+            index=np.where(city.mask, city.index + np.int32(start), 0),
         )
         for i, (city, start) in enumerate(zip(found, starts, strict=False))
-    )
+    )  # fmt: skip
     return Stars(*map(np.concatenate, zip(*placed, strict=True)))
 
 
 def flatten(x: np.ndarray, neighbours: np.ndarray, edges: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A star as one row, for models that read rows: float64 [N, 33 + 33 + 4 + 8]. What is known of the target, the means over its
-    neighbours and over its edges, and the walking distance to the nearest service of each kind that the map shows (8, farther than
-    any, where it shows none): with every service on the map and no error, softmax regression on it would be exact."""
+    neighbours and over its edges, and the walking distance to the nearest service of each kind that the map shows (where it shows none,
+    as far as a neighbourhood is wide both ways): with every service on the map and no error, softmax regression on it would be exact."""
     there, count = mask[..., None], np.maximum(mask.sum(1), 1)[:, None]
     means = [np.where(there, each, 0.0).sum(1, dtype=np.float64) / count for each in (neighbours, edges)]
     walk = np.abs(edges[..., :2]).sum(-1, dtype=np.float64)
     kind = there & (neighbours[..., : len(KINDS)] > 0)
-    nearest = np.where(kind, walk[..., None], 8.0).min(1, initial=8.0)
+    nearest = np.where(kind, walk[..., None], FARTHEST).min(1, initial=FARTHEST)
     return np.concatenate([x.astype(np.float64), *means, nearest], axis=1)
 
 

@@ -46,7 +46,7 @@ class DistributionConfig:
     reject: tuple = ()  # columns of votes for no class: a row where one of them has the most is left out
     # cities
     cities: int = 40
-    addresses: int = 30  # of each neighbourhood
+    addresses: int = 30  # of a neighbourhood, on the average
     neighbours: int = 32  # of an address, at most
     withheld: float = 0.5  # share of the services that the map does not show
     surveyed: float = 0.5  # share of the addresses whose visits their neighbours know
