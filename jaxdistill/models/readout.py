@@ -63,6 +63,16 @@ class ReadoutConfig:
             refuse("dropout", "two rates, each 0 or more and below 1")
 
 
+def largest(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """The maximum along an axis; its gradient goes to the first that is largest.
+
+    That of jnp.max goes where x equals the maximum. Compiled, x may be computed twice, once for either side, and be rounded otherwise:
+    nothing is then equal, and the gradient is lost without a word (seen behind `Reservoir`, on CPU)."""
+    at = jnp.expand_dims(jnp.argmax(x, axis=axis), axis)
+    chosen = jax.lax.broadcasted_iota(at.dtype, x.shape, axis % x.ndim) == at
+    return jnp.sum(jnp.where(chosen, x, 0), axis=axis)
+
+
 def statistics(x: Float[Array, "batch time width"], where: Bool[Array, "batch time"]) -> Float[Array, "batch three_width"]:
     """Mean, maximum and standard deviation (of the population) over the frames that count, of which there is one at least.
 
@@ -70,11 +80,11 @@ def statistics(x: Float[Array, "batch time width"], where: Bool[Array, "batch ti
     counts = where[..., None]
     number = jnp.sum(counts, axis=1, dtype=x.dtype)
     mean = jnp.sum(jnp.where(counts, x, 0), axis=1) / number
-    largest = jnp.max(jnp.where(counts, x, -jnp.inf), axis=1)
+    highest = largest(jnp.where(counts, x, -jnp.inf), axis=1)
     variance = jnp.sum(jnp.where(counts, jnp.square(x - mean[:, None]), 0), axis=1) / number
     varies = variance > 0  # (asked twice: the root's infinite slope must not even be multiplied by 0)
     deviation = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0)
-    return jnp.concatenate([mean, largest, deviation], axis=-1)
+    return jnp.concatenate([mean, highest, deviation], axis=-1)
 
 
 def dropout(x: Float[Array, "batch width"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "batch width"]:
@@ -102,7 +112,7 @@ class Representation(nn.Module):
         if "convolution" in c.parts:
             for size in c.kernels:
                 y = nn.relu(nn.Conv(c.filters, (size,), padding="SAME", dtype=self.dtype, name=f"conv_{size}")(x))
-                found.append(jnp.max(jnp.where(where[..., None], y, 0), axis=1).astype(jnp.float32))  # (relu: 0 is the least)
+                found.append(largest(jnp.where(where[..., None], y, 0), axis=1).astype(jnp.float32))  # (relu: 0 is the least)
         if "attention" in c.parts:
             scores = nn.tanh(nn.Dense(c.pooling, dtype=self.dtype, name="attention")(x))
             scores = nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(scores)[..., 0].astype(jnp.float32)
@@ -123,7 +133,7 @@ class Maxout(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch units"]:
         y = nn.Dense(self.units * self.pieces, dtype=self.dtype, name="linear")(x)
-        return jnp.max(y.reshape(len(x), self.pieces, self.units), axis=1)
+        return largest(y.reshape(len(x), self.pieces, self.units), axis=1)
 
 
 class Readout(nn.Module):

@@ -10,7 +10,7 @@ from scipy.special import erf
 
 from jaxdistill import UserError
 from jaxdistill.models.kaf import KAFConfig
-from jaxdistill.models.readout import Readout, ReadoutConfig, Representation, ReservoirClassifier, dropout, statistics
+from jaxdistill.models.readout import Readout, ReadoutConfig, Representation, ReservoirClassifier, dropout, largest, statistics
 from jaxdistill.models.reservoir import ReservoirConfig
 
 CONFIG = ReadoutConfig(kernels=(3, 5), filters=4, pooling=6, hidden=8, pieces=3, width=6, activation="gelu")
@@ -66,6 +66,18 @@ def test_the_representation_is_its_definition():
     assert np.all((np.asarray(features["attention"]) > 0) == (np.arange(7) < np.asarray(LENGTHS)[:, None]))
     bare = Representation(dataclasses.replace(CONFIG, norm=False))
     np.testing.assert_allclose(jax.jit(bare.apply)({"params": params}, x, LENGTHS)[0], wanted, atol=1e-5)
+
+
+def test_the_largest_sends_its_gradient_to_one():
+    """Of ties to the first; along any axis; not a number where anything is none."""
+    x = jnp.asarray([[[1.0, -2.0], [3.0, -2.0], [3.0, -5.0]], [[-np.inf, 0.0], [-1.0, 0.5], [-np.inf, 0.25]]])
+    pull = jnp.asarray([[2.0, 3.0], [5.0, 7.0]])
+    value, slope = jax.value_and_grad(lambda x: jnp.sum(largest(x, 1) * pull))(x)
+    assert value == np.sum(np.max(x, axis=1) * pull)
+    np.testing.assert_array_equal(slope, [[[0, 3], [2, 0], [0, 0]], [[0, 0], [5, 7], [0, 0]]])
+    for axis in (0, 2, -1):
+        np.testing.assert_array_equal(largest(x, axis), np.max(x, axis=axis))
+    assert np.isnan(largest(x.at[0, 0, 0].set(np.nan), 1)[0, 0])
 
 
 def test_parts_are_those_that_were_asked_for():
