@@ -312,6 +312,6 @@ class Invariants:
     def test_one_program_serves_all_updates(self, case):
         one_program_serves_all_updates(case)
 
-    @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=str)
+    @pytest.mark.parametrize("mesh", [(2, 2, 2)], ids=str)  # all axes at once; each mesh costs a program
     def test_meshes_agree(self, case, mesh):
         meshes_agree(case, mesh)

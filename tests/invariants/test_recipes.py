@@ -16,7 +16,7 @@ from jaxdistill.models import gpt2
 from jaxdistill.recipe import Variables
 from jaxdistill.recipes import lm, student_aware
 from tests import jobs, toy
-from tests.invariants import cases
+from tests.invariants import cases, checks
 from tests.invariants.cases import Language
 from tests.invariants.checks import EXACT, QUICK, Case, Invariants, gap, measure, same, values, weights_of, whole_run
 from tests.recipes import conftest
@@ -73,6 +73,10 @@ class TestLM(Chunked):
 
 class TestLogits(Chunked):
     name = "logits"
+
+    @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=str)
+    def test_meshes_agree(self, case, mesh):
+        checks.meshes_agree(case, mesh)
 
     def test_the_gradient_of_kd_keeps_its_size_at_any_temperature(self, case):
         """Without T^2 it would be 16 times smaller at the second."""
