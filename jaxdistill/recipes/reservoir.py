@@ -29,8 +29,7 @@ from jaxdistill.losses.classification import WEIGHTS, adjusted, class_weights, f
 from jaxdistill.models import readout as models
 from jaxdistill.models import reservoir as reservoirs
 from jaxdistill.models.kaf import KAFConfig
-from jaxdistill.recipe import Aux, Evaluator, Recipe, Schedule, Term, Variables
-from jaxdistill.recipes.lm import groups
+from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables
 from jaxdistill.recipes.reactions import Reaction, together
 
 logger = logging.getLogger(__name__)
@@ -40,14 +39,17 @@ METRIC = "validation/nll"  # of the plateau
 @dataclasses.dataclass(frozen=True)
 class PenalisedKAFConfig(KAFConfig):
     """The section `kaf`. penalty: weight of the sum of squares by which all coefficients differ from what they began as (from 0, where
-    that is random). Of what is fitted the squares themselves are near 1e4 a neuron, and would be all of the loss."""
+    that is random). Of what is fitted the squares themselves are near 1e4 a neuron, and would be all of the loss. lr_mult: of the
+    learning rate of its parameters; what is fitted moves little at the rate of weights."""
 
     penalty: float = 1e-4
+    lr_mult: float = 1.0
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.penalty < math.inf:
-            raise UserError(f"config key kaf.penalty: found {self.penalty}; accepted: 0 or more")
+        for key in ("penalty", "lr_mult"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise UserError(f"config key kaf.{key}: found {getattr(self, key)}; accepted: 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,8 @@ def make(config) -> Recipe:
     train, classes, width = sets.splits["train"], len(sets.classes), sets.width
     if slow.patience and "validation" not in sets.splits:
         raise UserError(f"config key plateau.patience: found {slow.patience} without a validation split; accepted: 0")
+    if train.frames == 1 and "attention" in readout.parts:
+        raise UserError(f"config key readout.parts: found {readout.parts} for sequences of one frame; accepted: parts without 'attention'")
     model = models.ReservoirClassifier(reservoir, readout, kaf, classes, seed)
     counts = np.bincount(train.labels, minlength=classes)
     per_class = class_weights(counts, losses.weights, losses.beta) if losses.weights != "none" else None
@@ -225,7 +229,9 @@ def make(config) -> Recipe:
     return Recipe(
         init=init, loss=loss, whole=whole, calibrate=calibrate, data=batches,
         weights={"loss": Schedule(((0.0, 1.0),))} | ({"alpha": Schedule(((0.0, kaf.penalty),))} if kaf.penalty else {}),
-        optim_rules=groups("student", "", models.DECAY, decay), sharding_rules=models.SHARDING,
+        optim_rules=((models.DECAY, Group("matrices", 1.0, decay)), (r"/kaf/", Group("kaf", kaf.lr_mult)),
+                     (rf"^(?!.*({models.DECAY}|/kaf/))", Group("others"))),
+        sharding_rules=models.SHARDING,
         frozen=lambda place: {"reservoir": {name: jnp.asarray(x) for name, x in reservoirs.constants(reservoir, width, seed).items()}},
         evaluators={split: Evaluator(split, measure, finish) for split in sets.splits if split != "train"},
         controls=reaction.controls, memory=reaction.memory, react=reaction.react if slow.patience else None, figures=figures,

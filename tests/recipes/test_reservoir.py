@@ -125,13 +125,15 @@ def test_a_fixed_reservoir_is_a_constant_of_the_step(one):
 
 
 def test_a_trained_reservoir_trains_and_only_matrices_decay():
-    recipe = built(reservoir=dict(units=8, density=0.5, trained=True))
+    recipe = built(reservoir=dict(units=8, density=0.5, trained=True), kaf=dict(lr_mult=3.0, gamma="trained"))
     params = jax.eval_shape(recipe.init, jax.random.key(0)).params
     assert set(params["reservoir"]) == {"w_in", "w", "bias", "leak"}
     groups = optim.group_tree(params, recipe.optim_rules)
     decayed = {optim.path_name(path) for path, group in jax.tree.leaves_with_path(groups) if group.weight_decay}
     assert decayed == {f"{path}/kernel" for path in ("representation/conv_3", "representation/attention", "representation/score",
                                                      "readout/maxout/linear", "readout/linear", "readout/out")}  # fmt: skip
+    fast = {optim.path_name(path) for path, group in jax.tree.leaves_with_path(groups) if group.lr_mult == 3}
+    assert fast == {"readout/kaf/alpha", "readout/kaf/rho"}
     assert recipe.frozen(None)["reservoir"]["wired"].dtype == bool
 
 
@@ -238,11 +240,14 @@ def test_a_plateau_lowers_the_rate():
 
 
 def test_features_of_one_frame(tmp_path):
-    """A table is sequences of length 1."""
+    """A table is sequences of length 1, in which attention has nothing to choose from."""
     rng = np.random.default_rng(0)
     rows = [["id", "species", "a", "b"]] + [[str(i), f"s{i % 3}", *map(str, rng.normal(size=2) + i % 3)] for i in range(30)]
     (tmp_path / "leaves.csv").write_text("\n".join(",".join(row) for row in rows))
-    recipe = built(data=ConfigDict(dict(source="csv", path=str(tmp_path / "leaves.csv"), label="species", ignore=("id",), validation=0.2)))
+    data = ConfigDict(dict(source="csv", path=str(tmp_path / "leaves.csv"), label="species", ignore=("id",), validation=0.2))
+    recipe = built(data=data, readout=READOUT | dict(parts=("statistics", "convolution")))
+    with pytest.raises(UserError, match="readout.parts: found .* for sequences of one frame; accepted: parts without 'attention'"):
+        built(data=data)
     variables = jax.eval_shape(recipe.init, jax.random.key(0))
     batch = jax.device_put(next(recipe.data("train", 0)))
     assert (batch["x"].shape, batch["length"].tolist()) == ((8, 1, 2), [1] * 8)
@@ -291,6 +296,7 @@ def test_a_variant_builds(variant, tmp_path):
 
 @pytest.mark.parametrize(("changes", "said"), [
     (dict(kaf=dict(penalty=-1.0)), "config key kaf.penalty: found -1.0; accepted: 0 or more"),
+    (dict(kaf=dict(lr_mult=-1.0)), "config key kaf.lr_mult: found -1.0; accepted: 0 or more"),
     (dict(loss=dict(smoothing=1.0)), "config key loss.smoothing: found 1.0; accepted: 0 or more, and below 1"),
     (dict(loss=dict(gamma=-1.0)), "config key loss.gamma: found -1.0; accepted: 0 or more"),
     (dict(loss=dict(weights="balanced")), "config key loss.weights: found 'balanced'; accepted: none, inverse, effective"),
