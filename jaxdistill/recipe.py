@@ -215,7 +215,7 @@ def load(name: str) -> Callable[[Any], Recipe]:
     path = name if "." in name else f"jaxdistill.recipes.{name}"
     refused = UserError(
         f"recipe: found {name!r}, which has no `make`; accepted: a file of jaxdistill/recipes "
-        "(lm, student_aware, dcal, floors) or the dotted path of a module with make(config) -> Recipe"
+        "(lm, student_aware, dcal, reservoir, soft_label, floors) or the dotted path of a module with make(config) -> Recipe"
     )
     if not all(part.isidentifier() for part in path.split(".")):
         raise refused

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdistill import UserError
 from jaxdistill.models.kaf import KAF2D, KAFConfig, beyond
+from jaxdistill.models.mlp import dropout
 from jaxdistill.models.reservoir import Reservoir, ReservoirConfig
 
 DECAY = r"kernel$"  # matrices and filters
@@ -85,13 +86,6 @@ def statistics(x: Float[Array, "batch time width"], where: Bool[Array, "batch ti
     varies = variance > 0  # (asked twice: the root's infinite slope must not even be multiplied by 0)
     deviation = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0)
     return jnp.concatenate([mean, highest, deviation], axis=-1)
-
-
-def dropout(x: Float[Array, "batch width"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "batch width"]:
-    """Without a key, x."""
-    if key is None or not rate:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
 class Representation(nn.Module):
