@@ -25,11 +25,11 @@ class Rule:
     test_groups: tuple = ()  # of split groups; (): as published, else a share `test`, drawn
     test: float = 0.2  # share of the groups, or of each class's examples, that are the test where one is drawn
     validation: float = 0.1  # the same, of what trains; 0: no validation split
-    fold: int = 0  # which of the disjoint shares is the validation split: 0 to 1 / validation - 1
+    fold: int = 0  # which of the disjoint shares is the validation split: 0 to 1 / validation - 1; -1: that of the run's seed
     per_class: int = 0  # examples of each class that train or validate, drawn; 0: all
     imbalance: float = 1.0  # commonest class over rarest, after thinning: class i of K keeps imbalance ** (-i / (K - 1)) of its examples
     min_per_class: int = 2  # training examples that each class must have
-    seed: int = 0  # of these draws
+    seed: int = 0  # of these draws; -1: the run's
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -39,15 +39,22 @@ class Rule:
         if self.split not in ("", *KINDS):
             self.refuse("split", " | ".join(KINDS))
         for name, least, most in (
-            ("test", 0, 0.9), ("validation", 0, 0.9), ("fold", 0, math.inf), ("per_class", 0, math.inf), ("imbalance", 1, math.inf),
-            ("min_per_class", 1, math.inf), ("seed", 0, 2**31 - 1),
+            ("test", 0, 0.9), ("validation", 0, 0.9), ("fold", -1, math.inf), ("per_class", 0, math.inf), ("imbalance", 1, math.inf),
+            ("min_per_class", 1, math.inf), ("seed", -1, 2**31 - 1),
         ):  # fmt: skip
             if not least <= getattr(self, name) <= most:
                 self.refuse(name, f"{least} or more" if most == math.inf else f"{least} to {most}")
-        if self.fold and (self.fold + 1) * self.validation > 1 + 1e-9:
+        if self.fold < 0 and not self.validation:
+            self.refuse("fold", "0 with data.validation 0")
+        if self.fold > 0 and (self.fold + 1) * self.validation > 1 + 1e-9:
             self.refuse("fold", f"less than 1 / data.validation ({self.validation})")
         if self.test_groups and self.split in ("stratified", "given"):
             self.refuse("test_groups", f"() with data.split {self.split!r}; groups are of 'groups'")
+
+    def of(self, seed: int):
+        """The rule of a run with this seed."""
+        fold = seed % int(1 / self.validation + 1e-9) if self.fold < 0 else self.fold
+        return dataclasses.replace(self, seed=seed if self.seed < 0 else self.seed, fold=fold)
 
     def refuse(self, name: str, accepted: str):
         raise UserError(f"config key data.{name}: found {getattr(self, name)!r}; accepted: {accepted}")
@@ -67,11 +74,6 @@ def held_out(names: Iterable, share: float, *, salt: str = "", fold: int = 0) ->
     start, end = (int(at * share * len(order) + 0.5) for at in (fold, fold + 1))
     count = min(len(order) - 1, max(1, end - start))
     return {order[(start + i) % len(order)] for i in range(count)}
-
-
-def ordered(labels: Iterable) -> list:
-    """Labels in the order of their classes: numbers by value, names by spelling."""
-    return sorted(labels)
 
 
 def assign(
@@ -153,7 +155,7 @@ def _named(rule: Rule, groups: Sequence[Hashable]) -> list[int]:
     wanted = {str(value) for value in rule.test_groups}
     if missing := [value for value in rule.test_groups if str(value) not in set(map(str, groups))]:
         raise UserError(f"config key data.test_groups: found {missing[0]!r}, a {rule.group} that no example has; accepted: some of "
-                        f"{some(ordered(set(groups)), 30)}")  # fmt: skip
+                        f"{some(sorted(set(groups)), 30)}")  # fmt: skip
     return [i for i, group in enumerate(groups) if str(group) in wanted]
 
 
@@ -163,9 +165,9 @@ def _thin(rule: Rule, names, labels, side: dict[int, str]) -> None:
     for i, part in side.items():
         if part == "train":
             by_label[labels[i]].append(i)
-    if rule.per_class and (few := [f"{x!r} {len(by_label[x])}" for x in ordered(by_label) if len(by_label[x]) < rule.per_class]):
+    if rule.per_class and (few := [f"{x!r} {len(by_label[x])}" for x in sorted(by_label) if len(by_label[x]) < rule.per_class]):
         rule.refuse("per_class", f"at most the training examples of each class; fewer have {some(few)}")
-    for at, label in enumerate(ordered(by_label)):
+    for at, label in enumerate(sorted(by_label)):
         at = {names[i]: i for i in by_label[label]} | {None: at / max(len(by_label) - 1, 1)}
         share = rule.imbalance ** -at.pop(None)
         kept = int(share * (rule.per_class or len(at)) + 0.5)
@@ -180,7 +182,7 @@ def _places(side: dict[int, str]) -> dict[str, list[int]]:
 def _check_groups(rule: Rule, groups, found: dict[str, list[int]]) -> None:
     for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
         if both := {groups[i] for i in found[one]} & {groups[i] for i in found[other]}:
-            raise UserError(f"config key data.group: found {rule.group!r}, of which {some(ordered(both))} is in {one} and in {other} "
+            raise UserError(f"config key data.group: found {rule.group!r}, of which {some(sorted(both))} is in {one} and in {other} "
                             f"({counts(found)}); accepted: data.split 'groups', or data.group '' where that is meant")  # fmt: skip
 
 
@@ -196,9 +198,9 @@ def _check_classes(rule: Rule, kind: str, labels, found: dict[str, list[int]]) -
     if len(trained) < 2:
         raise UserError(f"config key data.split: found {kind!r}, and {len(trained)} class to train on ({tell}); accepted: two or more")
     for part in ("test", "validation"):
-        if unseen := ordered({labels[i] for i in found[part]} - trained.keys()):
+        if unseen := sorted({labels[i] for i in found[part]} - trained.keys()):
             raise UserError(f"config key data.split: found {kind!r}, and {part} classes that never train: {some(unseen)} ({tell}); "
                             "accepted: classes that train")  # fmt: skip
-    if few := [f"{label} {trained[label]}" for label in ordered(trained) if trained[label] < rule.min_per_class]:
+    if few := [f"{label} {trained[label]}" for label in sorted(trained) if trained[label] < rule.min_per_class]:
         raise UserError(f"config key data.min_per_class: found {rule.min_per_class}, and fewer training examples of {some(few)} ({tell}); "
                         "accepted: a split with as many of each class")  # fmt: skip

@@ -12,7 +12,7 @@ from collections import defaultdict
 import numpy as np
 
 from jaxdistill import UserError
-from jaxdistill.data.group_splits import held_out, ordered
+from jaxdistill.data.group_splits import held_out
 from jaxdistill.data.image_layouts import Example
 
 
@@ -33,7 +33,7 @@ def assign(examples: list[Example], config) -> tuple[dict[str, list[int]], int]:
     junk = [i for i in parts["train"] if reid and _junk(examples[i].label)]
     parts["train"] = [i for i in parts["train"] if not (reid and _junk(examples[i].label))]
     if config.classes:
-        kept = set(ordered({examples[i].label for i in parts["train"]})[: config.classes])
+        kept = set(sorted({examples[i].label for i in parts["train"]})[: config.classes])
         for part in ("train",) if reid else ("train", "validation", "test"):
             parts[part] = [i for i in parts[part] if examples[i].label in kept]
     if not parts["validation"]:
@@ -46,9 +46,9 @@ def columns(examples: list[Example], parts: dict[str, list[int]], config) -> dic
     """split -> places, labels, cameras int32 and gallery bool [N]. Labels are class indices where the split is of classification or
     trains, else identities (of named ones, places among all names)."""
     reid = config.task == "reid"
-    classes = {label: i for i, label in enumerate(ordered({examples[i].label for i in parts["train"]}))}
+    classes = {label: i for i, label in enumerate(sorted({examples[i].label for i in parts["train"]}))}
     names = {example.label for example in examples}
-    identities = {label: i for i, label in enumerate(ordered(names))} if any(isinstance(name, str) for name in names) else None
+    identities = {label: i for i, label in enumerate(sorted(names))} if any(isinstance(name, str) for name in names) else None
     splits = {}
     for split in ("train", "validation", "test"):
         places = parts.get(split, [])
@@ -137,5 +137,5 @@ def _check(examples, parts, config, reid: bool) -> None:
     if not parts["test"] and not (reid and parts["query"]):
         raise UserError(f"{where}: no test images ({counts}); accepted: a set with test images, or without any split (data.test draws one)")
     for part in () if reid else ("validation", "test"):
-        if unseen := ordered(labels.get(part, set()) - labels["train"]):
+        if unseen := sorted(labels.get(part, set()) - labels["train"]):
             raise UserError(f"{where}: {part} class {unseen[0]!r} has no training image ({len(unseen)} such); accepted: classes that train")

@@ -200,7 +200,7 @@ def load(config: ImageConfig) -> ImageSet:
             sizes |= {"cameras": len(set(split.cameras.tolist())) if known else 0}
             sizes |= {"queries": int((~split.gallery).sum())} if name != "train" else {}
         facts["splits"][name] = {"sha256": cache.key(*content, split.gallery.tobytes()), **sizes}
-    labels = image_splits.ordered({examples[i].label for i in parts["train"]})
+    labels = sorted({examples[i].label for i in parts["train"]})
     facts["classes"] = len(labels)
     return ImageSet(splits, tuple(str(listing.names.get(label, label)) for label in labels), facts)
 

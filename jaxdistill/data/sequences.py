@@ -143,13 +143,17 @@ class SequenceSet:
     facts: dict
 
 
-@functools.lru_cache(maxsize=4)  # the runs of one job share one set
-def load(config: SequenceConfig) -> SequenceSet:
-    """Lists the sequences of `config.source`, splits them, and fits what is fitted on those that train.
+def load(config: SequenceConfig, seed: int = 0) -> SequenceSet:
+    """Lists the sequences of `config.source`, splits them, and fits what is fitted on those that train. seed: the run's, for what is -1.
 
     Raises:
       UserError: whatever of the user's does not fit, in one line (see `group_splits`, `sequence_files`, `skeleton_files`, `reduction`).
     """
+    return _load(config.of(seed))
+
+
+@functools.lru_cache(maxsize=4)  # the runs of one job share one set
+def _load(config: SequenceConfig) -> SequenceSet:
     listing = SOURCES[config.source](config)
     chosen, labels = _classes(config, listing)
     column = lambda name: [listing.columns[name][i] for i in chosen]  # noqa: E731
@@ -165,7 +169,7 @@ def load(config: SequenceConfig) -> SequenceSet:
     found = group_splits.assign(rule, [listing.names[i] for i in chosen], [listing.labels[i] for i in chosen], groups, parts)
 
     people = next((column(name) for name in ("subject", config.group) if name in listing.columns), None)
-    index = {value: i for i, value in enumerate(group_splits.ordered(set(people or ())))}
+    index = {value: i for i, value in enumerate(sorted(set(people or ())))}
     subjects = np.asarray([index[value] for value in people] if people else [-1] * len(chosen), np.int32)
     frames = config.length or max(listing.lengths[chosen[i]] for i in found["train"])
     fitted = functools.partial(fit, frames=frames, how=config.fit)
@@ -176,7 +180,7 @@ def load(config: SequenceConfig) -> SequenceSet:
     read = (lambda i: reduced.apply(raw(i))) if reduced else lambda i: raw(i).reshape(-1, math.prod(listing.shape))
     width, out = (reduced.width, reduced.frames or frames) if reduced else (math.prod(listing.shape), frames)
 
-    classes = [listing.class_names.get(label, label) for label in group_splits.ordered({listing.labels[i] for i in chosen})]
+    classes = [listing.class_names.get(label, label) for label in sorted({listing.labels[i] for i in chosen})]
     facts = {"source": config.source, "classes": len(classes), "frames": out, "width": width, **listing.facts, "splits": {}}
     if reduced:
         facts["reduced"] = {"by": config.reduce, "kept": list(reduced.kept)}
@@ -227,7 +231,7 @@ def features(split: Split, parts: int = 8) -> tuple[np.ndarray, np.ndarray]:
 
 def _classes(config: SequenceConfig, listing: Listing) -> tuple[list[int], np.ndarray]:
     """(places of the sequences of the first data.classes classes, their class indices int32)."""
-    names = group_splits.ordered(set(listing.labels))
+    names = sorted(set(listing.labels))
     if config.classes > len(names):
         config.refuse("classes", f"at most {len(names)} (0: all)")
     index = {name: i for i, name in enumerate(names[: config.classes or None])}

@@ -116,7 +116,7 @@ def _tables(config, chosen):
     if soft:
         module, loaded = distributions, distributions.load(config.data.build(distributions.DistributionConfig), config.seed)
     else:
-        module, loaded = sequences, sequences.load(config.data.build(sequences.SequenceConfig))
+        module, loaded = sequences, sequences.load(config.data.build(sequences.SequenceConfig), config.seed)
     features = functools.cache(lambda split: module.features(loaded.splits[split]))
 
     @functools.cache

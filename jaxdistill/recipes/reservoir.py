@@ -113,7 +113,7 @@ def plateau(config: PlateauConfig) -> Reaction:
 
 
 def make(config) -> Recipe:
-    sets = sequences.load(config.data.build(sequences.SequenceConfig))
+    sets = sequences.load(config.data.build(sequences.SequenceConfig), config.seed)
     reservoir = config.reservoir.build(reservoirs.ReservoirConfig)
     readout = config.readout.build(models.ReadoutConfig)
     learned = readout.activation == "kaf"

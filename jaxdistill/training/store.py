@@ -15,8 +15,12 @@ from jaxdistill.training.metrics import plain_json, write_json
 from jaxdistill.training.sharding import barrier
 
 
+ASKED = ("seeds", "runs", "headline")  # which of the runs that a job defines are wanted, and how they are compared
+
+
 def claim(workdir: Path, config: Any) -> Path:
-    """`workdir`, made where it is not there: it must hold nothing, or a job of the same config."""
+    """`workdir`, made where it is not there: it must hold nothing, or a job of the same config, of which other seeds or runs may be
+    asked: those that are finished are kept."""
     workdir = workdir.absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -25,7 +29,7 @@ def claim(workdir: Path, config: Any) -> Path:
     path = workdir / "config.json"
     if path.exists():
         found = _read(path)
-        keys = plan.difference(found, _job(config))
+        keys = plan.difference(*({key: value for key, value in job.items() if key not in ASKED} for job in (found, _job(config))))
         if keys:
             raise UserError(f"workdir {workdir}: found a job of another config, differing in {'; '.join(keys[:8])}; "
                             "accepted: the same config, or another --workdir")
@@ -36,7 +40,7 @@ def claim(workdir: Path, config: Any) -> Path:
 
 def keep(workdir: Path, config: Any) -> None:
     """Makes a claimed `workdir` this job's, by its config.json."""
-    if jax.process_index() == 0 and not (workdir / "config.json").exists():
+    if jax.process_index() == 0:
         try:
             write_json(workdir / "config.json", _job(config))
         except OSError as error:

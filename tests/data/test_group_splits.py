@@ -53,6 +53,8 @@ def test_a_seed_is_another_draw_and_the_same_seed_the_same():
              for split in ("groups", "stratified") for seed in (0, 0, 1)]  # fmt: skip
     assert draws[0] == draws[1] != draws[2]
     assert draws[3] == draws[4] != draws[5]
+    of_the_run = [assign(Rule(split="stratified", seed=-1).of(seed), names, labels) for seed in (0, 1)]
+    assert of_the_run == [draws[3], draws[5]]
 
 
 def test_an_example_keeps_its_side_when_the_order_changes_and_when_a_class_is_added():
@@ -85,6 +87,7 @@ def test_the_folds_are_disjoint_and_cover_what_trains():
     cut = [set(each["validation"]) for each in found]
     assert [len(each) for each in cut] == [24] * 4
     assert len(set.union(*cut)) == 96
+    assert [set(assign(Rule(validation=0.25, fold=-1).of(seed), names, labels)["validation"]) for seed in (0, 1, 4)] == [cut[0], cut[1], cut[0]]
     uneven = [held_out(range(9), 0.3, fold=fold) for fold in range(3)]  # 2.7 of 9 at a time
     assert [len(each) for each in uneven] == [3, 2, 3]
     assert len(set.union(*uneven)) == 8
@@ -195,6 +198,7 @@ def test_groups_of_a_source_that_has_none():
     (dict(validation="a"), "config key data.validation: found 'a'; accepted: float"),
     (dict(fold=10), "config key data.fold: found 10; accepted: less than 1 / data.validation"),
     (dict(fold=1, validation=0.9), "config key data.fold: found 1; accepted: less than 1 / data.validation"),
+    (dict(fold=-1, validation=0.0), "config key data.fold: found -1; accepted: 0 with data.validation 0"),
     (dict(min_per_class=0), "config key data.min_per_class: found 0; accepted: 1 or more"),
     (dict(split="stratified", test_groups=(1,)), "config key data.test_groups: found (1,); accepted: () with data.split 'stratified'"),
 ])  # fmt: skip

@@ -132,6 +132,16 @@ class TestResume:
         loop.run(jobs.toy(), whole, quiet=True)
         assert held(whole, jobs.toy()) == reference
 
+    def test_more_seeds_and_runs_are_added_to_those_that_are_finished(self, whole, tmp_path, monkeypatch):
+        copy, trained = tmp_path / "copy", []
+        shutil.copytree(whole, copy)
+        train = loop.train
+        monkeypatch.setattr(loop, "train", lambda built, *rest, **more: (trained.append(built.run.id), train(built, *rest, **more))[1])
+        table = loop.run(changed(jobs.toy(), seeds=(0, 1)), copy, quiet=True)
+        assert trained == ["toy-1"]
+        assert [row["seed"] for row in table["rows"]] == [0, 1]
+        assert read(copy / "config.json")["seeds"] == [0, 1]
+
     def test_a_stop_by_react_holds(self, tmp_path, monkeypatch):
         config = jobs.toy(stop=4)
         row = loop.run(config, tmp_path, quiet=True)["rows"][0]
