@@ -12,10 +12,10 @@ measures it. final: every setting, trained on all of them. paired.py takes of ea
 from configs import soft_label
 
 STRENGTHS = {"softmax_003": 0.003, "softmax_01": 0.01, "softmax_03": 0.03, "softmax_1": 0.1, "softmax_3": 0.3}
-SETTINGS = {  # -> (input dropout, dropout, width, updates)
-    "mlp_30_50": (0.3, 0.5, 64, 300), "mlp_30_70": (0.3, 0.7, 64, 300), "mlp_50_50": (0.5, 0.5, 64, 300),
-    "mlp_30_50_long": (0.3, 0.5, 64, 600), "mlp_10_30_wide": (0.1, 0.3, 128, 1000),
-}
+SETTINGS = {  # -> (input dropout, dropout, width, updates, weight decay)
+    "mlp_30_50": (0.3, 0.5, 64, 300, 0.01), "mlp_30_70": (0.3, 0.7, 64, 300, 0.01), "mlp_30_50_decay": (0.3, 0.5, 64, 600, 1.0),
+    "mlp_10_30_wide": (0.1, 0.3, 128, 1000, 0.01),
+}  # fmt: skip
 
 
 def get_config(job: str = "final"):
@@ -24,11 +24,14 @@ def get_config(job: str = "final"):
     config = soft_label.get_config("ldl")
     config.data.validation = 0.2 if job == "choose" else 0.0
     config.train.eval_every = config.train.checkpoint_every = 10_000
-    config.headline = ""
+    config.headline, config.train.steps, config.train.lr = "", 300, 3e-3
     floor = lambda strength: dict(config.run.softmax) | dict(floor=dict(data="distributions", kind="softmax", strength=strength))  # noqa: E731
     runs = {"constant": dict(config.run.constant)} | {name: floor(strength) for name, strength in STRENGTHS.items()}
-    for name, (inputs, hidden, width, steps) in SETTINGS.items():
+    for name, (inputs, hidden, width, steps, decay) in SETTINGS.items():
         mlp = dict(hidden=(width,), dropout=hidden, input_dropout=inputs)
-        runs[name] = dict(recipe="soft_label", model=dict(kind="mlp", mlp=mlp), train=dict(steps=steps))
+        runs[name] = dict(recipe="soft_label", model=dict(kind="mlp", mlp=mlp), optimizer=dict(weight_decay=decay))
+        if steps != config.train.steps:
+            runs[name]["train"] = dict(steps=steps)
+    config.model.mlp = dict(norm="none")
     config.run, config.runs = runs, tuple(runs)
     return config
