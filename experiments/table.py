@@ -1,4 +1,4 @@
-"""python experiments/table.py WORKDIR MEASURE [MEASURE ...]: a job's table in Markdown: mean of each run, and the deviation over its seeds."""
+"""python experiments/table.py WORKDIR MEASURE [MEASURE ...]: a job's table in Markdown, means ± deviations over its seeds."""
 
 import collections
 import json
