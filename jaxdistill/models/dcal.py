@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxdistill import UserError
-from jaxdistill.models.gpt2 import LayerNorm
+from jaxdistill.models.layers import LayerNorm
 from jaxdistill.models.vit import Block, ViT, ViTConfig, fold, head, roll
 
 SELECT = ("rollout", "last", "random")

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill import UserError
 from jaxdistill.models import hf
+from jaxdistill.models.layers import LayerNorm
 
 # First match wins, by re.search: the same rule serves a parameter, its moments and its EMA. Every leaf is cut over
 # fsdp x model. Embeddings are cut on the width: vocabularies (50,257) seldom divide.
@@ -70,22 +71,6 @@ class GPT2Config:
             raise UserError(f"heads: found {self.heads}; accepted: a divisor of width ({self.width})")
         if self.activation not in list(ACTIVATIONS):  # a list: what is found may not be hashable
             raise UserError(f"activation: found {self.activation!r}; accepted: {', '.join(ACTIVATIONS)}")
-
-
-class LayerNorm(nn.Module):
-    """LayerNorm over the last axis (Ba et al. 2016), in float32 with a two-pass variance; returns `dtype`."""
-
-    eps: float
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        x = x.astype(jnp.float32)
-        x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-        return (x * scale[None, None] + bias[None, None]).astype(self.dtype)
 
 
 def _linear(x: Float[Array, "batch time _"], features: int, std: float, dtype: Any, name: str):

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxdistill import UserError
-from jaxdistill.models.mlp import DTYPES, LayerNorm, check, dropout
+from jaxdistill.models.layers import LayerNorm, dropout
+from jaxdistill.models.mlp import DTYPES, check
 
 SHARDING = (
     (r"(attention/(query|key|value|edge_value)|mlp/up)/kernel", jax.P("fsdp", "model")),  # column-parallel
@@ -87,7 +88,7 @@ class GraphTransformer(nn.Module):
             nodes, attention = block(nodes, edges, mask, None if key is None else jax.random.fold_in(key, i))
             features |= {f"block_{i}": nodes[0], f"attention_{i}": attention}
         features["neighbours"] = jnp.where(mask[..., None], nodes[1], jnp.zeros((), dtype))
-        final = LayerNorm(dtype, name="ln_f")(nodes[0])
+        final = LayerNorm(1e-6, dtype, name="ln_f")(nodes[0])
         return nn.Dense(self.classes, name="head")(final.astype(jnp.float32)), features | {"final": final}
 
 
@@ -118,10 +119,10 @@ class Block(nn.Module):
     def __call__(self, nodes, edges, mask, key) -> tuple[Nodes, Float[Array, "batch places"]]:
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         width = nodes[0].shape[-1]
-        normed, passing = LayerNorm(self.dtype, name="ln_1"), nodes[:1] if self.last else nodes
+        normed, passing = LayerNorm(1e-6, self.dtype, name="ln_1"), nodes[:1] if self.last else nodes
         read, attention = StarAttention(self.heads, self.last, self.dtype, name="attention")(tuple(map(normed, nodes)), edges, mask)
         passing = [state + dropout(out, self.rate, drawn) for state, out, drawn in zip(passing, read, keys[:2], strict=False)]
-        ln_2, mlp = LayerNorm(self.dtype, name="ln_2"), MLP(self.inner * width, self.dtype, name="mlp")
+        ln_2, mlp = LayerNorm(1e-6, self.dtype, name="ln_2"), MLP(self.inner * width, self.dtype, name="mlp")
         passing = [state + dropout(mlp(ln_2(state)), self.rate, drawn) for state, drawn in zip(passing, keys[2:], strict=False)]
         return (passing[0], nodes[1] if self.last else passing[1]), attention
 

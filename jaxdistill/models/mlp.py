@@ -1,7 +1,6 @@
 """A multilayer perceptron: of depth 0, softmax regression."""
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxdistill import UserError
+from jaxdistill.models.layers import LayerNorm, dropout
 
 NORMS = ("none", "layer")
 DTYPES = ("float32", "bfloat16")
@@ -17,29 +17,6 @@ DTYPES = ("float32", "bfloat16")
 # the data have seldom divide. The head, which may read those, is whole everywhere.
 SHARDING = ((r"block_\d+/kernel", jax.P(None, ("fsdp", "model"))),)
 DECAY = r"kernel$"
-
-
-class LayerNorm(nn.Module):
-    """LayerNorm over the last axis (Ba et al. 2016), in float32 with a two-pass variance; returns `dtype`. x: [..., width]."""
-
-    dtype: Any
-    eps: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        x = x.astype(jnp.float32)
-        x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-        return (x * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)).astype(self.dtype)
-
-
-def dropout(x: Float[Array, "*batch width"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*batch width"]:
-    """Each number 0 with probability `rate`, else divided by 1 - rate (Srivastava et al. 2014); x as it is without a key."""
-    if key is None or not rate:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros((), x.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +65,7 @@ class MLP(nn.Module):
         for i, width in enumerate(c.hidden):
             x = nn.Dense(width, dtype=dtype, name=f"block_{i}")(x)
             if c.norm == "layer":
-                x = LayerNorm(dtype, name=f"norm_{i}")(x)
+                x = LayerNorm(1e-6, dtype, name=f"norm_{i}")(x)
             x = dropout(nn.gelu(x, approximate=False), c.dropout, drawn(i))
             features[f"block_{i}"] = x
         return nn.Dense(self.classes, name="head")(x.astype(jnp.float32)), features | {"final": x}

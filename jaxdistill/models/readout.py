@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdistill import UserError
 from jaxdistill.models.kaf import KAF2D, KAFConfig, beyond
-from jaxdistill.models.mlp import dropout
+from jaxdistill.models.layers import dropout
 from jaxdistill.models.reservoir import Reservoir, ReservoirConfig
 
 DECAY = r"kernel$"  # matrices and filters

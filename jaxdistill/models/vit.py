@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxdistill import UserError
 from jaxdistill.models import vit_files
-from jaxdistill.models.gpt2 import ACTIVATIONS, LayerNorm
+from jaxdistill.models.gpt2 import ACTIVATIONS
+from jaxdistill.models.layers import LayerNorm
 
 # As in gpt2.py: first match wins, and every leaf is cut over fsdp x model; but the bias of a head, of as many entries as
 # there are classes, is whole everywhere. Embeddings and heads are cut on the width.

@@ -14,7 +14,6 @@ from jaxdistill.training import manifest, plan
 from jaxdistill.training.metrics import plain_json, write_json
 from jaxdistill.training.sharding import barrier
 
-
 ASKED = ("seeds", "runs", "headline")  # which of the runs that a job defines are wanted, and how they are compared
 
 

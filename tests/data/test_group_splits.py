@@ -87,7 +87,8 @@ def test_the_folds_are_disjoint_and_cover_what_trains():
     cut = [set(each["validation"]) for each in found]
     assert [len(each) for each in cut] == [24] * 4
     assert len(set.union(*cut)) == 96
-    assert [set(assign(Rule(validation=0.25, fold=-1).of(seed), names, labels)["validation"]) for seed in (0, 1, 4)] == [cut[0], cut[1], cut[0]]
+    of_the_run = [assign(Rule(validation=0.25, fold=-1).of(seed), names, labels)["validation"] for seed in (0, 1, 4)]
+    assert [set(each) for each in of_the_run] == [cut[0], cut[1], cut[0]]
     uneven = [held_out(range(9), 0.3, fold=fold) for fold in range(3)]  # 2.7 of 9 at a time
     assert [len(each) for each in uneven] == [3, 2, 3]
     assert len(set.union(*uneven)) == 8

@@ -7,7 +7,8 @@ import pytest
 from scipy.special import erf
 
 from jaxdistill import UserError
-from jaxdistill.models.mlp import MLP, MLPConfig, dropout
+from jaxdistill.models.layers import dropout
+from jaxdistill.models.mlp import MLP, MLPConfig
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(5, 7)), jnp.float32)
