@@ -6,6 +6,9 @@ import pytest
 from experiments.dcal_ablation import ablation
 from experiments.dcal_document_004 import document_004
 from experiments.dcal_one_shot import one_shot
+from experiments.ldl import ldl
+from experiments.reservoir_document_000 import small
+from experiments.soft_label_document_002 import remedies
 from jaxdistill.training import loop
 
 SMALL = {
@@ -33,3 +36,50 @@ def test_every_run_builds(config, letters, drawings, tmp_path):
         config.update_from_flattened_dict(SMALL | (LETTERS if letters else drawings))
     built = loop.check(config, tmp_path)
     assert {one.run.name for one in built} >= set(config.runs)
+
+
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory):
+    """An .npz of 10 classes x 20 pictures by 20 drawers, which are sequences of columns, and clips of 3 classes."""
+    path, rng = tmp_path_factory.mktemp("sequences"), np.random.default_rng(0)
+    label, drawer = np.divmod(np.arange(200), 20)
+    np.savez(path / "drawings.npz", x=rng.integers(0, 256, (200, 28, 28), np.uint8), y=label, drawer=drawer + 1)
+    for part, count in (("train", 36), ("test", 6)):
+        clip = np.arange(count) + 100 * (part == "test")
+        np.savez(path / f"{part}.npz", x=rng.normal(size=(count, 4, 6)), y=np.arange(count) % 3, clip=clip)
+    return path
+
+
+TINY = {"mesh": (1, 1, 1), "reservoir.units": 8, "reservoir.density": 0.5,
+        "readout.filters": 2, "readout.hidden": 4, "readout.width": 4, "readout.pooling": 2}
+
+
+@pytest.mark.parametrize(("variant", "changes"), [
+    ("choose", {"data.path": ""}), ("esc50", {"data.path": ""}),
+    ("omniglot", {"data.path": "drawings.npz", "data.classes": 10}), ("cnn", {"data.path": "drawings.npz", "data.classes": 10}),
+])
+def test_every_run_of_small_builds(variant, changes, sequences, tmp_path):
+    config = small.get_config(variant)
+    with config.unlocked():
+        config.update_from_flattened_dict((TINY if variant != "cnn" else {"mesh": (1, 1, 1)}) | changes | {
+            "data.path": str(sequences / changes["data.path"]), "seeds": (0,)})  # fmt: skip
+    assert {one.run.name for one in loop.check(config, tmp_path)} >= set(config.runs)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("table") / "rows.npz"
+    target = rng.dirichlet(np.full(8, 3.0), 400)
+    np.savez(path, x=rng.normal(size=(400, 5)), target=target, group=np.arange(400) // 10)
+    return str(path)
+
+
+@pytest.mark.parametrize(("config", "source"), [
+    (remedies.get_config(), "table"), (ldl.get_config("choose"), "table"), (ldl.get_config("final"), "table"),
+    (remedies.get_config("graph"), "cities"),
+], ids=["remedies", "ldl choose", "ldl final", "remedies of the graph"])
+def test_every_run_of_soft_labels_builds(config, source, table, tmp_path):
+    changes = {"data.source": "table", "data.path": table} if source == "table" else {"data.cities": 8, "data.addresses": 8}
+    with config.unlocked():
+        config.update_from_flattened_dict({"mesh": (1, 1, 1), "seeds": (0,)} | changes)
+    assert {one.run.name for one in loop.check(config, tmp_path)} >= set(config.runs)
