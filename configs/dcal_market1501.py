@@ -48,7 +48,7 @@ def get_config(variant: str = ""):
         drop_path=0.1, dtype="bfloat16", remat=True, mean=(), std=(),  # (): those of the folder
     ))
     config.dcal = ConfigDict(dict(readout="mean", queries=0.3, figures=8, rerank=False))
-    config.loss = ConfigDict(dict(smoothing=0.0, triplet=1.0, margin=0.3, identities=IDENTITIES))
+    config.loss = ConfigDict(dict(smoothing=0.0, triplet=((0.0, 1.0),), margin=0.3, identities=IDENTITIES))
     config.optimizer.update(dict(name="sgd", momentum=0.9, weight_decay=1e-4, decay="coupled", clip=0.0))
     batch = IDENTITIES * IMAGES
     steps = EPOCHS * TRAINING_IMAGES[variant] // batch

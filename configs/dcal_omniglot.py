@@ -44,5 +44,5 @@ def get_config(variant: str = ""):
     if variant == "reid":
         config.monitor = "validation/mAP"
         config.data.update(dict(task="reid", group="alphabet", test_groups=(SANSKRIT, TAGALOG), camera="drawer"))
-        config.loss.update(dict(triplet=1.0, margin=0.3, identities=8))  # with 4 drawings of each
+        config.loss.update(dict(triplet=((0.0, 0.0), (0.25, 0.0), (0.5, 1.0)), margin=0.3, identities=16))  # with 2 drawings of each
     return config

@@ -85,18 +85,19 @@ class DCALConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """The section `loss`. smoothing: of the labels, in training. Re-identification only: triplet (weight), margin, and identities,
-    how many of them a batch holds, each with batch / identities images."""
+    """The section `loss`. smoothing: of the labels, in training. Re-identification only: triplet, the schedule of its weight (from the
+    first update on it can bring a fresh model to one point for all images, which cross-entropy does not leave again), margin, and
+    identities, how many of them a batch holds, each with batch / identities images."""
 
     smoothing: float = 0.0
-    triplet: float = 1.0
+    triplet: Any = ((0.0, 1.0),)
     margin: float = 0.3
     identities: int = 16
 
     def __post_init__(self):
         if not 0 <= self.smoothing < 1:
             raise UserError(f"config key loss.smoothing: found {self.smoothing}; accepted: 0 or more, and below 1")
-        for key, least in (("triplet", 0), ("margin", 0), ("identities", 2)):
+        for key, least in (("margin", 0), ("identities", 2)):
             if getattr(self, key) < least:
                 raise UserError(f"config key loss.{key}: found {getattr(self, key)}; accepted: {least} or more")
 
@@ -130,7 +131,7 @@ def make(config) -> Recipe:
     bounds = chosen.bounds or None
     ramp = lambda key, points, **limits: Schedule.ramp(points, config.train.steps, f"config key {key}", **limits)  # noqa: E731
     one = Schedule(((0.0, 1.0),))
-    triplet = Schedule(((0.0, losses.triplet if reid else 0.0),))
+    triplet = ramp("loss.triplet", losses.triplet if reid else ((0.0, 0.0),), least=0.0)
     weights = dict.fromkeys(branches, one) | {"kd": ramp("kd.weight", kd.weight, least=0.0)}
     weights |= {f"{name}_triplet": triplet for name in branches if reid} | ({"prior": one} if learned else {})
     temperature = ramp("kd.temperature", kd.temperature, least=1e-3)

@@ -78,7 +78,7 @@ def test_reid_as_published(variant, source, size, trained_on):
     assert (c.optimizer.name, c.optimizer.momentum, c.optimizer.weight_decay, c.optimizer.decay) == ("sgd", 0.9, 1e-4, "coupled")
     assert (c.optimizer.clip, c.train.lr, c.train.final_lr) == (0, 0.008, 0)
     assert (c.loss.identities, c.train.batch // c.loss.identities, c.train.batch) == (16, 4, 64)
-    assert (c.loss.margin, c.loss.triplet, c.dcal.queries) == (0.3, 1.0, 0.3)
+    assert (c.loss.margin, c.loss.triplet, c.dcal.queries) == (0.3, ((0.0, 1.0),), 0.3)
     assert c.train.steps * 64 == pytest.approx(120 * trained_on, abs=64)
 
 
