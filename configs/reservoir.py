@@ -63,4 +63,5 @@ def get_config(variant: str = ""):
         config.train.update(dict(steps=400, final_lr=0.0))
     if variant == "leaf":
         config.readout.parts = ("statistics",)  # of one frame: its state
+        config.reservoir.units = 200
     return config
