@@ -58,10 +58,9 @@ def get_config(variant: str = ""):
             esc50=dict(source="npz", time_axis=2, group="clip", per_class=10),
             omniglot=dict(source="npz", time_axis=2, classes=50, group="drawer", test_groups=tuple(range(11, 21))),
         )[variant] | dict(path="", validation=0.0, seed=0))
-        config.reservoir.update(dict(input_scale=0.15, units=500))
+        config.reservoir.input_scale = 0.15
         config.plateau.patience = 0
         config.train.update(dict(steps=400, final_lr=0.0))
     if variant == "leaf":
         config.readout.parts = ("statistics",)  # of one frame: its state
-        config.reservoir.units = 200
     return config
