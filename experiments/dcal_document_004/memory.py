@@ -41,7 +41,7 @@ def main() -> None:
         keys = dict(runs="('full',)", seeds="(0,)", **{
             "data.source": "folder", "data.path": f"{scratch}/images", "data.classes": 0, "data.test_families": "()",
             "data.corrupt": DAMAGED,
-            "dcal.figures": 0, "train.steps": 250, "train.eval_every": 50, "train.checkpoint_every": 50})
+            "dcal.figures": 0, "train.steps": 500, "train.eval_every": 50, "train.checkpoint_every": 50})
         command = [sys.executable, "-m", "jaxdistill.main", "--config=configs/dcal.py", f"--workdir={scratch}/work"]
         process = subprocess.Popen([*command, *(f"--config.{key}={value}" for key, value in keys.items())],
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
