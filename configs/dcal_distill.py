@@ -4,7 +4,10 @@
 
 The teacher, 96 wide and 6 deep with both branches of DCAL, sees 64 drawings of each letter (and is kept for later jobs); then a
 plain ViT, 48 wide and 2 deep, that may see only 16 of each learns from what the teacher's branches say together, beside the same
-student without a teacher, for the same updates and for the same seconds.
+student without a teacher, for the same updates and for the same seconds. Five minutes on two CPU cores, of which the teacher takes
+three. Of the test letters (one seed) the teacher knows 83 %; after 1,000 updates the student 61 %, without a teacher 49 %, without one for
+the same seconds, which are 2.3 times the updates, 72 %; after 2,500 updates (--config.train.steps=2500) 79, 73 and 86 %: an update
+with a teacher teaches more, and where drawings can be augmented without end, an update without one costs so much less that it wins.
 
 A teacher of your own, which is then measured and not trained: --config.teacher.path=DIR, a folder that a run of this project
 exported, or of a Hugging Face ViT with a head for these classes.
