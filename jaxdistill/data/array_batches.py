@@ -80,4 +80,4 @@ def batches(
     each = batch // process_count
     source = _Batches(split, batch, seed, training, slice(process_index * each, (process_index + 1) * each))
     dataset = grain.MapDataset.source(source)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))  # a gather takes less than a thread

@@ -14,7 +14,7 @@ from absl import flags
 
 from jaxdistill import UserError
 from jaxdistill.data import augment
-from jaxdistill.data.pictures import Corrupt
+from jaxdistill.data.pictures import Arrays, Corrupt
 
 logger = logging.getLogger(__name__)
 # First number of each seed. Without it (seed, epoch) and (seed, epoch, 0, 0) would be one stream.
@@ -171,7 +171,7 @@ def batches(
     label, where there is none), in evaluation its row is not `valid`. Each process counts those that it met, over all splits.
 
     The state (`get_state`, `set_state`) is the number of batches taken and restores exactly, also under threads. With
-    `config.workers` > 0 (processes of grain's `mp_prefetch`; else two threads) the batches are the same, but the state belongs
+    `config.workers` > 0 (processes of grain's `mp_prefetch`; else threads) the batches are the same, but the state belongs
     to that number of workers: another number cannot restore it.
 
     Args:
@@ -206,5 +206,7 @@ def batches(
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2))
     else:
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        # Decoding a file gives the interpreter free, so that two threads are twice as fast; of arrays, two only wait for each other.
+        threads = 1 if isinstance(split.source, Arrays) else 2
+        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
     return iter(dataset.map(_Counted(split, config.corrupt, training)))

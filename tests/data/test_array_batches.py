@@ -93,7 +93,7 @@ def test_the_state_is_the_number_of_batches_and_restores_exactly():
     iterator = batches(Numbers(10), batch=4, seed=0, training=True)
     take(iterator, 7)
     state = iterator.get_state()
-    assert list(state.values()) == [7]  # whatever the threads have read ahead
+    assert list(state.values()) == [7]
     wanted = take(iterator, 6)
     again = batches(Numbers(10), batch=4, seed=0, training=True)
     again.set_state(state)
@@ -121,4 +121,4 @@ def test_what_a_split_cannot_read_is_its_own_error():
     next(found)
     with pytest.raises(UserError) as caught:
         next(found)
-    assert str(caught.value) == "example 5: cannot be read"  # one line, also across threads
+    assert str(caught.value) == "example 5: cannot be read"
