@@ -4,7 +4,8 @@
 
 Fifty procedural actions of 25 joints, by subjects that training never shows: floors (the commonest class, the nearest neighbour, logistic
 regression on statistics of each channel), then a bidirectional reservoir whose readout learns its activations (kaf), and the same with
-ReLU.
+ReLU. Of the test the nearest neighbour knows 38 %, logistic regression 62 % (over its subjects 60 to 64), KAF 81 % (80 to 84; three
+seeds alike), ReLU 84 % (two seeds). Two minutes and a quarter on two idle cores, from empty caches.
 
 Variants, after a colon; the last three want --config.data.path and train on all that is not tested, without a validation split:
     :seeds      five seeds, with paired intervals
@@ -34,7 +35,8 @@ def get_config(variant: str = ""):
         bias=0.1, leak=(1.0, 1.0), trained=False, fusion="concat",
     ))
     config.readout = ConfigDict(dict(
-        parts=("statistics", "convolution", "attention"), kernels=(3, 5, 7), filters=32, pooling=64,
+        parts=("statistics", "convolution", "attention"), statistics=("mean", "max", "std"), standardise=False,
+        kernels=(3, 5, 7), filters=32, pooling=64,
         hidden=256, pieces=5, width=128, norm=True, front=False, dropout=(0.3, 0.2),  # readout.activation is each run's own
     ))
     config.kaf = ConfigDict(dict(preset="paper", init="elu", gamma="fixed", bypass=False, penalty=1e-4))
@@ -58,9 +60,17 @@ def get_config(variant: str = ""):
             esc50=dict(source="npz", time_axis=2, group="clip", per_class=10),
             omniglot=dict(source="npz", time_axis=2, classes=50, group="drawer", test_groups=tuple(range(11, 21))),
         )[variant] | dict(path="", validation=0.0, seed=0))
-        config.reservoir.input_scale = 0.15
         config.plateau.patience = 0
         config.train.update(dict(steps=400, final_lr=0.0))
     if variant == "leaf":
+        config.reservoir.input_scale = 0.15
         config.readout.parts = ("statistics",)  # of one frame: its state
+    if variant in ("esc50", "omniglot"):  # chosen in folds of the 500: experiments/reservoir_document_000
+        config.optimizer.weight_decay = 0.5
+    if variant == "esc50":
+        statistics = ("mean", "max", "std", "min", "step")
+        config.readout.update(dict(parts=("statistics",), statistics=statistics, standardise=True, hidden=64, pieces=2, width=64))
+    if variant == "omniglot":
+        config.reservoir.update(dict(units=100, radius=0.9, input_scale=0.15, leak=(0.5, 0.5)))
+        config.readout.update(dict(parts=("convolution",), filters=128, hidden=128, pieces=2, width=128))
     return config

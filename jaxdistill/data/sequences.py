@@ -7,7 +7,7 @@ are otherwise as stored. A table is sequences of one frame.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -213,6 +213,20 @@ def resample(x: np.ndarray, frames: int) -> np.ndarray:
     after = np.minimum(before + 1, len(x) - 1)
     along = (place - before.astype(np.float32)).reshape(-1, *[1] * (x.ndim - 1))
     return x[before] * (1 - along) + x[after] * along
+
+
+def moments(rows: Callable[[], Iterable[np.ndarray]]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """({"mean", "std"}: float32 [width], constant: bool [width]) of all the arrays [n, width] that `rows()` gives; it is asked twice. The
+    std of a column that is constant to the precision of float32 is 1: it is centred and not scaled."""
+    total, square, number = 0.0, 0.0, 0
+    for x in rows():
+        total, number = total + x.sum(axis=0, dtype=np.float64), number + len(x)
+    mean = total / number
+    for x in rows():
+        square += np.square(x - mean[None]).sum(axis=0)
+    std = np.sqrt(square / number)
+    constant = std <= 1e-6 * np.maximum(np.abs(mean), 1e-30)
+    return {"mean": mean.astype(np.float32), "std": np.where(constant, 1.0, std).astype(np.float32)}, constant
 
 
 def features(split: Split, parts: int = 8) -> tuple[np.ndarray, np.ndarray]:

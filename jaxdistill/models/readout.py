@@ -1,6 +1,6 @@
 """From a sequence of states to classes: representation learning over time, then a Maxout readout with learned activations.
 
-    statistics (mean, max, standard deviation), convolutions, attention pooling -> concatenated -> norm
+    statistics, convolutions, attention pooling -> concatenated -> norm
     -> Linear -> Maxout -> norm -> dropout -> Linear -> activation -> norm -> dropout -> Linear(classes)
 
 Every norm is over features. Nothing looks at other examples, so that f(batch)[i] == f(x_i), in training too.
@@ -23,17 +23,21 @@ from jaxdistill.models.reservoir import Reservoir, ReservoirConfig
 DECAY = r"kernel$"  # matrices and filters
 SHARDING = ((r"maxout/linear/kernel$", jax.P("fsdp", "model")), (r"maxout/linear/bias$", jax.P("model")))
 PARTS = ("statistics", "convolution", "attention")
+STATISTICS = ("mean", "max", "std", "min", "step")
 ACTIVATIONS = {"relu": nn.relu, "elu": nn.elu, "gelu": functools.partial(nn.gelu, approximate=False)}
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadoutConfig:
-    """The section `readout`. parts: of the representation. filters: of each kernel size in `kernels`. pooling: units that score
-    frames. hidden: of Maxout, each the largest of `pieces` linear ones. width: of the layer with the activation (kaf2d: its input).
-    activation: kaf | kaf2d | relu | elu | gelu. norm: LayerNorm where the module says; front: one before the activation too.
+    """The section `readout`. parts: of the representation. statistics: which of them, of each unit over time. standardise: the
+    statistics, by their means and deviations over the training split. filters: of each kernel size in `kernels`. pooling: units that
+    score frames. hidden: of Maxout, each the largest of `pieces` linear ones. width: of the layer with the activation (kaf2d: its
+    input). activation: kaf | kaf2d | relu | elu | gelu. norm: LayerNorm where the module says; front: one before the activation too.
     dropout: of the two hidden layers."""
 
     parts: tuple = PARTS
+    statistics: tuple = STATISTICS[:3]
+    standardise: bool = False
     kernels: tuple = (3, 5, 7)
     filters: int = 64
     pooling: int = 64
@@ -54,6 +58,12 @@ class ReadoutConfig:
                 refuse(key, "1 or more")
         if not self.parts or len(set(self.parts)) < len(self.parts) or not set(self.parts) <= set(PARTS):
             refuse("parts", f"some of {', '.join(PARTS)}, each once")
+        if not self.statistics or len(set(self.statistics)) < len(self.statistics) or not set(self.statistics) <= set(STATISTICS):
+            refuse("statistics", f"some of {', '.join(STATISTICS)}, each once")
+        if "statistics" not in self.parts:
+            for key in ("statistics", "standardise"):
+                if getattr(self, key) != getattr(ReadoutConfig, key):
+                    refuse(key, f"{getattr(ReadoutConfig, key)!r} without 'statistics' in readout.parts")
         if not self.kernels or any(type(size) is not int or size < 1 or size % 2 == 0 for size in self.kernels):
             refuse("kernels", "odd whole numbers, as in (3, 5, 7)")
         if self.activation not in ("kaf", "kaf2d", *ACTIVATIONS):
@@ -74,22 +84,40 @@ def largest(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     return jnp.sum(jnp.where(chosen, x, 0), axis=axis)
 
 
-def statistics(x: Float[Array, "batch time width"], where: Bool[Array, "batch time"]) -> Float[Array, "batch three_width"]:
-    """Mean, maximum and standard deviation (of the population) over the frames that count, of which there is one at least.
+def statistics(
+    x: Float[Array, "batch time width"], where: Bool[Array, "batch time"], kinds: tuple[str, ...] = STATISTICS[:3]
+) -> Float[Array, "batch kinds_width"]:
+    """Over the frames that count, of which there is one at least: mean, max, std (of the population), min, and step, the mean of the
+    absolute differences between a frame and the next.
 
-    Where a channel is constant, as in a sequence of one frame, the deviation and its gradient are 0."""
+    Where a channel is constant, as in a sequence of one frame, the deviation and its gradient are 0; so is the step."""
     counts = where[..., None]
     number = jnp.sum(counts, axis=1, dtype=x.dtype)
-    mean = jnp.sum(jnp.where(counts, x, 0), axis=1) / number
-    highest = largest(jnp.where(counts, x, -jnp.inf), axis=1)
-    variance = jnp.sum(jnp.where(counts, jnp.square(x - mean[:, None]), 0), axis=1) / number
-    varies = variance > 0  # (asked twice: the root's infinite slope must not even be multiplied by 0)
-    deviation = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0)
-    return jnp.concatenate([mean, highest, deviation], axis=-1)
+
+    def mean(values, counts, number):
+        return jnp.sum(jnp.where(counts, values, 0), axis=1) / number
+
+    def deviation():
+        variance = mean(jnp.square(x - centre[:, None]), counts, number)
+        varies = variance > 0  # (asked twice: the root's infinite slope must not even be multiplied by 0)
+        return jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0)
+
+    centre = mean(x, counts, number)
+    found = {
+        "mean": lambda: centre,
+        "max": lambda: largest(jnp.where(counts, x, -jnp.inf), axis=1),
+        "std": deviation,
+        "min": lambda: -largest(jnp.where(counts, -x, -jnp.inf), axis=1),
+        "step": lambda: mean(jnp.abs(x[:, 1:] - x[:, :-1]), counts[:, 1:], jnp.maximum(number - 1, 1)),
+    }
+    return jnp.concatenate([found[kind]() for kind in kinds], axis=-1)
 
 
 class Representation(nn.Module):
-    """States [batch, time, width] -> one vector an example. Frames from `length` on count for nothing."""
+    """States [batch, time, width] -> one vector an example. Frames from `length` on count for nothing.
+
+    With config.standardise the collection "constants" holds mean and std of the statistics; "statistics" of the features, as they are
+    before, is what they are fitted to."""
 
     config: ReadoutConfig
     dtype: Any = jnp.float32
@@ -102,7 +130,12 @@ class Representation(nn.Module):
         where = jnp.arange(states.shape[1])[None] < length[:, None]
         x = jnp.where(where[..., None], states, 0).astype(self.dtype)
         if "statistics" in c.parts:
-            found.append(statistics(x.astype(jnp.float32), where))
+            y = features["statistics"] = statistics(x.astype(jnp.float32), where, c.statistics)
+            if c.standardise:
+                began = {"mean": jnp.zeros, "std": jnp.ones}
+                mean, std = (self.variable("constants", name, fill, y.shape[-1]).value for name, fill in began.items())
+                y = (y - mean[None]) / std[None]
+            found.append(y)
         if "convolution" in c.parts:
             for size in c.kernels:
                 y = nn.relu(nn.Conv(c.filters, (size,), padding="SAME", dtype=self.dtype, name=f"conv_{size}")(x))
@@ -163,8 +196,9 @@ class Readout(nn.Module):
 class ReservoirClassifier(nn.Module):
     """Reservoir -> representation -> readout. apply({"params", "constants"}, x, length, key=) -> (logits, features).
 
-    features: "states" [batch, time, width], "representation" [batch, features], "attention" [batch, time] (weights of frames),
-    "preactivation" [batch, width] (what the activation sees), "beyond" [batch] (its share outside the KAF's dictionary), "final"."""
+    features: "states" [batch, time, width], "statistics" [batch, kinds x width] (not standardised), "representation" [batch, features],
+    "attention" [batch, time] (weights of frames), "preactivation" [batch, width] (what the activation sees), "beyond" [batch] (its share
+    outside the KAF's dictionary), "final"."""
 
     reservoir: ReservoirConfig
     readout: ReadoutConfig

@@ -17,14 +17,6 @@ CONFIG = ReadoutConfig(kernels=(3, 5), filters=4, pooling=6, hidden=8, pieces=3,
 LENGTHS = jnp.asarray([7, 1, 4], jnp.int32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    """Programs of toys are compiled longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def states(seed: int = 0, time: int = 7, width: int = 5):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(3, time, width)), jnp.float32)
 
@@ -88,9 +80,21 @@ def test_parts_are_those_that_were_asked_for():
         assert shape.shape == (3, width)
 
 
+def test_statistics_are_their_definitions():
+    """In the order that was asked for, over the frames that count alone; of one frame there is no step."""
+    x = states()
+    where = jnp.arange(7)[None] < LENGTHS[:, None]
+    kinds = ("step", "min", "std", "max", "mean")
+    found = jax.jit(lambda x: statistics(x, where, kinds))(jnp.where(where[..., None], x, 99.0))
+    for row, one, length in zip(found, np.asarray(x, np.float64), LENGTHS.tolist(), strict=True):
+        one = one[:length]
+        step = np.abs(np.diff(one, axis=0)).mean(0) if length > 1 else np.zeros(5)
+        np.testing.assert_allclose(row, np.concatenate([step, one.min(0), one.std(0), one.max(0), one.mean(0)]), atol=1e-6)
+
+
 def test_padding_changes_nothing():
     """More of it, and anything in it; neither value nor gradient to the states that count, and none to those that do not."""
-    module, x = Representation(CONFIG), states()
+    module, x = Representation(dataclasses.replace(CONFIG, statistics=("mean", "max", "std", "min", "step"))), states()
     params = module.init(jax.random.key(0), x, LENGTHS)
     more = jnp.concatenate([x, jnp.full((3, 4, 5), jnp.nan)], axis=1)
     more = jnp.where((jnp.arange(11)[None] < LENGTHS[:, None])[..., None], more, jnp.nan)
@@ -218,7 +222,8 @@ def test_features_have_stable_names(whole):
     module, variables, x, lengths = whole
     _, features = jax.eval_shape(lambda: module.apply(variables, x, lengths))
     assert {name: value.shape for name, value in features.items()} == {
-        "states": (3, 7, 10), "representation": (3, 48), "attention": (3, 7), "preactivation": (3, 6), "beyond": (3,), "final": (3, 6),
+        "states": (3, 7, 10), "statistics": (3, 30), "representation": (3, 48), "attention": (3, 7),
+        "preactivation": (3, 6), "beyond": (3,), "final": (3, 6),
     }  # fmt: skip
 
 
@@ -226,6 +231,11 @@ def test_features_have_stable_names(whole):
     ({"hidden": 0}, "hidden: found 0; accepted: 1 or more"),
     ({"parts": ()}, "parts: found (); accepted: some of statistics, convolution, attention, each once"),
     ({"parts": ("mean",)}, "parts: found ('mean',); accepted: some of statistics, convolution, attention, each once"),
+    ({"statistics": ("median",)}, "statistics: found ('median',); accepted: some of mean, max, std, min, step, each once"),
+    ({"statistics": ("mean", "mean")}, "statistics: found ('mean', 'mean'); accepted: some of mean, max, std, min, step, each once"),
+    ({"parts": ("attention",), "statistics": ("mean",)},
+     "statistics: found ('mean',); accepted: ('mean', 'max', 'std') without 'statistics' in readout.parts"),
+    ({"parts": ("attention",), "standardise": True}, "standardise: found True; accepted: False without 'statistics' in readout.parts"),
     ({"kernels": (4,)}, "kernels: found (4,); accepted: odd whole numbers, as in (3, 5, 7)"),
     ({"activation": "swish"}, "activation: found 'swish'; accepted: kaf, kaf2d, relu, elu, gelu"),
     ({"activation": "kaf2d", "width": 5}, "width: found 5; accepted: an even number with readout.activation 'kaf2d'"),
