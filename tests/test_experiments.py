@@ -6,7 +6,7 @@ import pytest
 from experiments.dcal_ablation import ablation
 from experiments.dcal_document_004 import document_004
 from experiments.dcal_one_shot import one_shot
-from experiments.ldl import ldl
+from experiments.ldl import ldl, paired
 from experiments.reservoir_document_000 import small
 from experiments.soft_label_document_002 import remedies
 from jaxdistill.training import loop
@@ -34,6 +34,8 @@ def drawings(tmp_path_factory):
 def test_every_run_builds(config, letters, drawings, tmp_path):
     with config.unlocked():
         config.update_from_flattened_dict(SMALL | (LETTERS if letters else drawings))
+        if "identities" in config.loss:
+            config.loss.identities = 4  # of the 8 characters
     built = loop.check(config, tmp_path)
     assert {one.run.name for one in built} >= set(config.runs)
 
@@ -75,7 +77,7 @@ def table(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("config", "source"), [
-    (remedies.get_config(), "table"), (ldl.get_config("choose"), "table"), (ldl.get_config("final"), "table"),
+    (remedies.get_config(), "table"), (ldl.get_config("choose_1"), "table"), (ldl.get_config("final"), "table"),
     (remedies.get_config("graph"), "cities"),
 ], ids=["remedies", "ldl choose", "ldl final", "remedies of the graph"])
 def test_every_run_of_soft_labels_builds(config, source, table, tmp_path):
@@ -83,3 +85,15 @@ def test_every_run_of_soft_labels_builds(config, source, table, tmp_path):
     with config.unlocked():
         config.update_from_flattened_dict({"mesh": (1, 1, 1), "seeds": (0,)} | changes)
     assert {one.run.name for one in loop.check(config, tmp_path)} >= set(config.runs)
+
+
+def test_the_setting_is_chosen_without_the_test():
+    """Of each fold and family, by the mean of the validation KL over the inner folds, whatever the test says."""
+    row = lambda name, fold, test, kl: {"name": name, "seed": fold, "kl": test, "validation": {"validation/kl": kl}}  # noqa: E731
+    inner = [{0: {name: row(name, 0, 0.0, kl) for name, kl in job.items()}} for job in (
+        {"softmax_1": 0.1, "mlp_a": 0.3, "mlp_b": 0.2}, {"softmax_1": 0.1, "mlp_a": 0.3, "mlp_b": 0.6})]  # fmt: skip
+    final = {0: {name: row(name, 0, kl, 0.0) for name, kl in {"softmax_1": 0.5, "mlp_a": 0.9, "mlp_b": 0.1}.items()}}
+    taken = lambda *choose: [found["name"] for found in paired.nested(final, list(choose), "mlp")]  # noqa: E731
+    assert (taken(inner[0]), taken(*inner)) == (["mlp_b"], ["mlp_a"])
+    low, high = paired.interval(np.asarray([1.0, 2.0, 3.0]))  # 2 -+ t(0.975, 2) sqrt((1/3 + 1/2) 1)
+    assert (low, high) == pytest.approx((2 - 4.302653 * 0.912871, 2 + 4.302653 * 0.912871), abs=1e-5)

@@ -1,12 +1,14 @@
-"""python experiments/ldl/paired.py CHOOSE FINAL: of each fold the setting that was best without its test rows; then both models, by fold.
+"""python experiments/ldl/paired.py FINAL CHOOSE [CHOOSE ...]: both models by fold, each at the setting that was best without its test.
 
-Of the two jobs of ldl.py. A family is what stands before the first _ of a run's name: softmax, mlp. The interval is Student's t over the
-folds, with the variance of Nadeau and Bengio (2003): training rows of two folds are mostly the same, and taken as independent the folds
-would give an interval that is about 1.5 times too narrow.
+Of the jobs of ldl.py; the KL that chooses is the mean over the jobs CHOOSE. A family is what stands before the first _ of a run's name:
+softmax, mlp. The interval is Student's t over the folds, with the variance of Nadeau and Bengio (2003): training rows of two folds are
+mostly the same, and taken as independent the folds would give an interval that is about 1.5 times too narrow.
 """
 
 import collections
+import functools
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -26,12 +28,13 @@ def rows(workdir: str) -> dict[int, dict[str, dict]]:
     return found
 
 
-def nested(choose: dict, final: dict, family: str) -> list[dict]:
-    """Of each fold the final row of the setting with the smallest validation KL."""
+def nested(final: dict, choose: list[dict], family: str) -> list[dict]:
+    """Of each fold the final row of the setting with the smallest validation KL, as a mean over the jobs `choose`."""
+    kl = lambda fold, name: statistics.fmean(job[fold][name]["validation"]["validation/kl"] for job in choose)  # noqa: E731
     taken = []
     for fold in sorted(final):
         names = [name for name in final[fold] if name.split("_")[0] == family]
-        taken.append(final[fold][min(names, key=lambda name: choose[fold][name]["validation"]["validation/kl"])])
+        taken.append(final[fold][min(names, key=functools.partial(kl, fold))])
     return taken
 
 
@@ -42,8 +45,8 @@ def interval(differences: np.ndarray) -> tuple[float, float]:
 
 
 def main() -> None:
-    choose, final = (rows(workdir) for workdir in sys.argv[1:3])
-    softmax, mlp = (nested(choose, final, family) for family in ("softmax", "mlp"))
+    final, *choose = (rows(workdir) for workdir in sys.argv[1:])
+    softmax, mlp = (nested(final, choose, family) for family in ("softmax", "mlp"))
     for family, taken in (("softmax", softmax), ("mlp", mlp)):
         print(f"{family}: chosen", dict(collections.Counter(row["name"] for row in taken)))
     print("\n| | mean distribution | softmax regression | MLP | difference, 95 % interval | folds won |\n|---|---|---|---|---|---|")

@@ -32,6 +32,7 @@ class DistributionConfig:
     path: str = ""  # a file, of the sources that read one
     test: float = 0.2  # share of the groups (of the rows, where there are none) that are the test; of a file that does not split itself
     validation: float = 0.1  # share of the others that choose; 0: no validation split
+    validation_fold: int = 0  # which such share, counted from 0: with a validation of 0.2 there are five
     folds: int = 0  # the test is one of so many parts instead of a share (k-fold cross-validation); 0: a share
     fold: int = 0  # which of them, counted from 0; -1: that of the run's seed
     seed: int = 0  # of the drawing of cities and of splits: the data set, not the run
@@ -64,8 +65,10 @@ class DistributionConfig:
         for name, sources in ONLY.items():
             if self.source not in sources and getattr(self, name) != getattr(type(self), name):
                 self.refuse(name, f"{getattr(type(self), name)!r} with data.source {self.source!r}; it is of {' and '.join(sources)}")
+        shares = int(1 / self.validation + 1e-9) if self.validation else 1
         for name, least, most in (
-            ("test", 0, 0.9), ("validation", 0, 0.9), ("folds", 0, math.inf), ("fold", -1, max(self.folds - 1, 0)), ("seed", 0, 2**31 - 1),
+            ("test", 0, 0.9), ("validation", 0, 0.9), ("validation_fold", 0, max(shares - 1, 0)), ("folds", 0, math.inf),
+            ("fold", -1, max(self.folds - 1, 0)), ("seed", 0, 2**31 - 1),
             ("tolerance", 0, 0.1), ("cities", 1, 10_000), ("addresses", 2, 10_000), ("neighbours", 1, 512), ("withheld", 0, 1),
             ("surveyed", 0, 1), ("jitter", 0, 1000),
         ):  # fmt: skip

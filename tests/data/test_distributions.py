@@ -188,6 +188,17 @@ def test_folds_of_groups(folder):
     assert set().union(*tests) == set(range(12))
 
 
+def test_validation_folds_are_each_training_row_once(folder):
+    """A fifth of the rows that are not the test, another for each validation_fold; the test stays what it is."""
+    path = str(folder / "set.mat")
+    every = [load(DistributionConfig(source="mat", path=path, folds=6, fold=1, validation=0.2, validation_fold=i)) for i in range(5)]
+    held = [found.splits["validation"].rows["group"].tolist() for found in every]
+    test = groups_of(every[0])["test"]
+    assert [len(rows) for rows in held] == [10] * 5
+    assert sorted(sum(held, [])) == sorted(set(range(60)) - test)
+    assert all(groups_of(found)["test"] == test and sum(rows_of(found).values()) == 60 for found in every)
+
+
 def test_a_file_that_splits_itself(folder):
     found = load(DistributionConfig(source="table", path=str(folder / "given.npz"), validation=0.25))
     assert rows_of(found) == {"train": 30, "validation": 10, "test": 20}
