@@ -41,10 +41,11 @@ class Aux(NamedTuple):
 class Dials(NamedTuple):
     """What the step turns, all traced. `scale` is weight / count of the WHOLE batch: multiply each
     sum by it and never divide again (of a term of `whole`, the weight: 0 while it is closed). `knobs` are temperatures,
-    top-k and the like."""
+    top-k and the like. `probing`: whether this update is one of those that are looked at, for `probed`; False: none ever is."""
 
     scale: dict
     knobs: dict
+    probing: Any = False
 
 
 class Variables(NamedTuple):
@@ -153,6 +154,16 @@ def while_on(schedule: Schedule, scale: Array | float, compute: Callable) -> Any
     return jax.lax.cond(scale > 0, compute, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty))
 
 
+def probed(probing: Any, measure: Callable, *seen) -> dict:
+    """measure(*seen) -> probes, in the updates that are looked at; zeros, which cost nothing, in the others; {} where `probing` is
+    False itself. Pass every traced array that `measure` needs in `seen`: it is cut off from the gradient."""
+    if probing is False:
+        return {}
+    seen = jax.lax.stop_gradient(seen)
+    empty = jax.eval_shape(measure, *seen)
+    return jax.lax.cond(probing, measure, lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty), *seen)
+
+
 def no_whole(params, extra, stats, knobs):
     """The default `whole`: no term over the whole batch, and nothing to write."""
     return {}, extra
@@ -186,6 +197,8 @@ class Recipe(NamedTuple):
     figures: (the deployed student's variables, frozen, batches of the test split as the step gets them) -> {name: matplotlib figure},
         drawn when a run is finished and shown in the report.
     describe: (batch) -> text for people: what a batch holds.
+    preflight: (variables before the first update, a batch of the training split on the host) -> JSON of what only the recipe knows of
+        its data and inputs, for the manifest and --dry_run (training.preflight.KEYS); cheap, as every run begins with it.
     facts: JSON facts of what the recipe was built from (fingerprints, hashes, sizes): part of the run's identity.
     """
 
@@ -206,6 +219,7 @@ class Recipe(NamedTuple):
     export: Callable | None = None
     figures: Callable | None = None
     describe: Callable | None = None
+    preflight: Callable | None = None
     facts: dict = {}
 
 

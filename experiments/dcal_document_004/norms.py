@@ -22,7 +22,8 @@ def main() -> None:
             measured = [line for line in lines if "evaluation" in line]
             at, style = [line["step"] for line in steps], dict(color=colour, lw=1.5, label=name if folder.name.endswith("-0") else None)
             axes[0].plot(at, [line["groups"]["student"]["param_norm"] for line in steps], **style)
-            axes[1].plot(at, [line["probes"]["w_sa"] for line in steps], **style)
+            looked = [line for line in steps if "w_sa" in line["probes"]]
+            axes[1].plot([line["step"] for line in looked], [line["probes"]["w_sa"] for line in looked], **style)
             axes[2].plot([line["step"] for line in measured], [line["evaluation"]["validation/accuracy"] for line in measured], **style)
     rate = steps[-1]["groups"]["balance"]["lr"]
     axes[1].plot(at, [rate * step for step in at], color="grey", ls=":", label="learning rate x updates")

@@ -113,9 +113,11 @@ def split(config, where: str, count: int, group: np.ndarray | None, part: np.nda
         i = int(twice.argmax())
         both = " and in ".join(part for part, found in zip(SIDES, there[i], strict=True) if found)
         raise UserError(f"{where}: group {names[i]!r} is in {both}; accepted: each group in one split")
+    if there[:, 1].any() and config.validation_fold:
+        config.refuse("validation_fold", f"0 with {where}, which has a validation split")
     if config.validation and not there[:, 1].any():
         draw(held_out([name for name, trains in zip(names, there[:, 0], strict=True) if trains], config.validation,
-                      salt=f"{config.seed} validation "), "validation")  # fmt: skip
+                      salt=f"{config.seed} validation ", fold=config.validation_fold), "validation")  # fmt: skip
     parts = {part: np.flatnonzero(side == i) for i, part in enumerate(SIDES)}
     for part, least in (("train", 2), ("test", 1), ("validation", 1 if config.validation else 0)):
         if len(parts[part]) < least:

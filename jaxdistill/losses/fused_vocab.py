@@ -16,9 +16,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.losses.classification import cross_entropy
-from jaxdistill.losses.divergences import ALPHA, BETA, TOP_K, Temperature, divergence, forward_kl
+from jaxdistill.losses.divergences import ALPHA, BETA, TOP_K, Temperature, divergence
 from jaxdistill.losses.mesh import cuts
-from jaxdistill.recipe import Term
+from jaxdistill.recipe import Term, probed
 
 CHUNK = 256  # tokens (batch x positions) whose logits exist at a time, on each device
 
@@ -31,7 +31,7 @@ class _Static(NamedTuple):
     smoothing: float
     vocab: int | None
     chunk: int
-    probe: bool
+    probe: bool  # whether any update is probed
 
 
 class _Model(NamedTuple):
@@ -61,7 +61,7 @@ def fused_vocab_loss(
     smoothing: int | float = 0.0,
     vocab: int | None = None,
     chunk: int = CHUNK,
-    probe: bool = False,
+    probe: Any = False,
 ) -> tuple[Float[Array, ""], dict[str, Term], dict[str, tuple]]:
     """total = scale["lm"] * sum CE + scale["kd"] * sum T^2 divergence(teacher, student at T), in nats.
 
@@ -77,12 +77,14 @@ def fused_vocab_loss(
       smoothing: of lm, as in `classification.cross_entropy`, over the real ids.
       vocab: the number of real ids, where heads hold more rows: the rest is padding, which takes no probability.
       chunk: tokens whose logits exist at a time on a device; any value gives the same result to float rounding.
-      probe: also return `teacher_kl` (forward KL at T = 1) and `top1_agreement` (the teacher's first choice is the
-        student's) over kd_where, as (sum, count).
+      probe: whether to look at the distributions, too: a bool, or a traced one (where it is False, the cost is next to nothing).
 
     Returns:
-      total, differentiable in hidden, head and head_bias; the Terms that scale names, kd's sum with its T^2; the probes,
-      or {}. Terms and probes are to be looked at: differentiating their sums is a TypeError at trace.
+      total, differentiable in hidden, head and head_bias; the Terms that scale names, kd's sum with its T^2; the probes, as
+      (sum, count), or {} where probe is False itself. Terms and probes are to be looked at: differentiating their sums is a
+      TypeError at trace. Of probes, over where: entropy, spread, correct, logit_abs_max, with smoothing nll; with a teacher, over
+      kd_where: teacher_entropy, teacher_kl (forward KL at T = 1), top1_agreement (the teacher's first choice is the student's),
+      and over both masks teacher_nll; defined as in `diagnosis.probes.of_logits`.
 
     The definitions are those of `classification` and `divergences`, which are called here on each part.
     """
@@ -91,14 +93,19 @@ def fused_vocab_loss(
     divergence(kind, **options)  # a wrong name is refused also where kd is not wanted
     teacher_hidden, teacher_head, teacher_bias, teacher_softcap = (*(teacher or ()), None, None, None, None)[:4]
     constant = float(temperature) if isinstance(temperature, (int, float)) else None
-    static = _Static(kind, tuple(options.items()), (softcap, teacher_softcap), constant, smoothing, vocab, chunk, probe)
-    target = _Model(teacher_hidden, teacher_head, teacher_bias) if teacher and (probe or "kd" in scale) else None
+    looks = probe is not False
+    static = _Static(kind, tuple(options.items()), (softcap, teacher_softcap), constant, smoothing, vocab, chunk, looks)
+    target = _Model(teacher_hidden, teacher_head, teacher_bias) if teacher and (looks or "kd" in scale) else None
     masks = {"lm": where, "kd": where if kd_where is None else kd_where}
-    fixed = jax.lax.stop_gradient((target, scale, jnp.asarray(temperature, jnp.float32)))
-    total, sums, probes = _fused(static, _Model(hidden, head, head_bias), labels, masks, *fixed)
+    fixed = jax.lax.stop_gradient((target, scale, jnp.asarray(temperature, jnp.float32), jnp.asarray(probe)))
+    total, sums, seen = _fused(static, _Model(hidden, head, head_bias), labels, masks, *fixed)
     counts = {name: jnp.sum(mask, dtype=jnp.float32) for name, mask in masks.items()}
     terms = {name: Term(value, counts[name]) for name, value in sums.items()}
-    return total, terms, {name: (value, counts["kd"]) for name, value in probes.items()}
+    if looks:  # (an update that is not looked at has sums and counts of 0)
+        hidden, count = seen["entropy"]
+        mean = seen.pop("mean") / jnp.maximum(count, 1.0)
+        seen["spread"] = count * -jnp.sum(jax.scipy.special.xlogy(mean, mean)) - hidden, count
+    return total, terms, seen
 
 
 def _check(head, scale: dict, teacher: tuple | None, vocab: int | None) -> None:
@@ -131,18 +138,18 @@ def _backward(static, gradients, cotangents):
     if not all(zero(leaf) for leaf in jax.tree.leaves(others, is_leaf=zero)):
         raise TypeError("fused_vocab_loss: only the total can be differentiated; its gradient already carries every scale")
     if zero(total):
-        return (None,) * 6
-    return jax.tree.map(lambda g: (total * g.astype(jnp.float32)).astype(g.dtype), gradients), *(None,) * 5
+        return (None,) * 7
+    return jax.tree.map(lambda g: (total * g.astype(jnp.float32)).astype(g.dtype), gradients), *(None,) * 6
 
 
 _fused.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _spread(static, wanted, student, labels, masks, target, scale, temperature):
+def _spread(static, wanted, student, labels, masks, target, scale, temperature, probe):
     """`_walk`, by each device of the mesh over its own tokens, with the sums and the head's gradient added up at the end.
     (Left to itself, XLA's partitioner adds up the head's gradient in every part.)"""
     mesh, batch, positions = cuts(labels)
-    args = student, labels, masks, target, scale, temperature
+    args = student, labels, masks, target, scale, temperature, probe
     if not batch + positions:
         return _walk(static, wanted, *args)
 
@@ -153,12 +160,12 @@ def _spread(static, wanted, student, labels, masks, target, scale, temperature):
 
     tokens, whole = PartitionSpec(batch, positions), PartitionSpec()
     model = _Model(tokens, whole, whole)
-    specs = model, tokens, tokens, target and model, whole, whole
+    specs = model, tokens, tokens, target and model, whole, whole, whole
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(whole, model), check_vma=False)(*args)
 
 
-def _walk(static, wanted, student, labels, masks, target, scale, temperature):
-    """((total, sums, probes), the gradients of total that are wanted, to head and bias in float32)."""
+def _walk(static, wanted, student, labels, masks, target, scale, temperature, probe):
+    """((total, sums, what probes are made of), the gradients of total that are wanted, to head and bias in float32)."""
     count, part = parts(labels.shape, static.chunk)
     matrix = student.head.astype(student.hidden.dtype)
     if target is not None:
@@ -169,18 +176,18 @@ def _walk(static, wanted, student, labels, masks, target, scale, temperature):
         flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731  ([tokens, ...]: XLA transposes for a sum over two axes)
         counted = {name: flat(take(mask) & fresh) for name, mask in masks.items()}
         rows = _keep(counted["lm"] | counted["kd"], flat(take(student.hidden)))
-        theirs = None
-        if target is not None:
-            theirs = _multiply(_keep(counted["kd"], flat(take(target.hidden))), target.head)
-            theirs = _finish(theirs, target.bias, static.softcaps[1], static.vocab)
+        theirs_raw = None if target is None else _multiply(_keep(counted["kd"], flat(take(target.hidden))), target.head)
+        ours = lambda raw: _finish(raw, student.bias, static.softcaps[0], static.vocab)  # noqa: E731
+        theirs = lambda raw: None if raw is None else _finish(raw, target.bias, static.softcaps[1], static.vocab)  # noqa: E731
+        aims = flat(take(labels))
 
         def share(raw):
-            logits = _finish(raw, student.bias, static.softcaps[0], static.vocab)
-            return _share(static, logits, theirs, flat(take(labels)), counted, scale, temperature)
+            return _share(static, ours(raw), theirs(theirs_raw), aims, counted, scale, temperature)
 
         raw = _multiply(rows, matrix)
+        seen = probed(static.probe and probe, lambda a, b: _look(static, ours(a), theirs(b), aims, counted), raw, theirs_raw)
         if not any(wanted):
-            return gradients, share(raw)
+            return gradients, (*share(raw), seen)
         found, d_raw = jax.value_and_grad(share, has_aux=True)(raw)
         d_hidden, d_head, d_bias = gradients
         if wanted.bias:
@@ -192,17 +199,17 @@ def _walk(static, wanted, student, labels, masks, target, scale, temperature):
             d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, before + d_rows.reshape(before.shape), start, axis=1)
         if wanted.head:
             d_head = d_head + jnp.einsum("nv,nd->vd", d_raw, rows, preferred_element_type=jnp.float32)
-        return _Model(d_hidden, d_head, d_bias), found
+        return _Model(d_hidden, d_head, d_bias), (*found, seen)
 
     dtypes = student.hidden.dtype, jnp.float32, jnp.float32
     zeros = _Model(*(jnp.zeros(x.shape, dtype) if want else None for x, dtype, want in zip(student, dtypes, wanted, strict=True)))
-    gradients, (total, (sums, probes)) = jax.lax.scan(body, zeros, jnp.arange(count))
-    return jax.tree.map(jnp.sum, (total, sums, probes)), gradients
+    gradients, found = jax.lax.scan(body, zeros, jnp.arange(count))
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), found), gradients
 
 
 def _share(static, logits, teacher_logits, labels, where, scale, temperature):
-    """One part's share of the total, with (its sums, its probes)."""
-    sums, probes = {}, {}
+    """One part's share of the total, with its sums."""
+    sums = {}
     total = lambda where, values: jnp.sum(jnp.where(where, values, 0.0))  # noqa: E731
     if "lm" in scale:
         sums["lm"] = total(where["lm"], cross_entropy(logits, labels, smoothing=static.smoothing))
@@ -210,12 +217,37 @@ def _share(static, logits, teacher_logits, labels, where, scale, temperature):
         distance = divergence(static.kind, **dict(static.options))
         given = temperature if static.temperature is None else static.temperature
         sums["kd"] = given**2 * total(where["kd"], distance(teacher_logits, logits, temperature=given))
-    if static.probe and teacher_logits is not None:
-        seen = jax.lax.stop_gradient(logits)
-        agree = jnp.argmax(teacher_logits, axis=-1) == jnp.argmax(seen, axis=-1)
-        probes["teacher_kl"] = jnp.sum(forward_kl(teacher_logits, seen, where=where["kd"]))
-        probes["top1_agreement"] = jnp.sum(agree & where["kd"], dtype=jnp.float32)
-    return sum((scale[name] * value for name, value in sums.items()), jnp.zeros((), jnp.float32)), (sums, probes)
+    return sum((scale[name] * value for name, value in sums.items()), jnp.zeros((), jnp.float32)), sums
+
+
+def _look(static, logits, teacher_logits, labels, where):
+    """One part's probes as (sum, count), and `mean`, the sum of its tokens' distributions [vocab]."""
+    def over(mask, values):
+        return jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32), jnp.sum(mask, dtype=jnp.float32)
+
+    # Of each side its softmax is held, and nothing else of that size; hence not by way of `divergences`, which hold more.
+    lm, kd, first = where["lm"], where["kd"], jnp.argmax(logits, axis=-1)
+    whole = jax.nn.logsumexp(logits, axis=-1)
+    p = jnp.exp(logits - whole[:, None])
+    hidden = whole - jnp.sum(p * logits, axis=-1)
+    middle = jnp.mean(logits, axis=-1)  # which no softmax sees
+    largest = jnp.maximum(jnp.max(logits, axis=-1) - middle, middle - jnp.min(logits, axis=-1))
+    seen = {
+        "mean": jnp.sum(jnp.where(lm[:, None], p, 0.0), axis=0), "entropy": over(lm, hidden), "correct": over(lm, first == labels),
+        "logit_abs_max": over(lm, largest),
+    }
+    if static.smoothing:
+        seen["nll"] = over(lm, cross_entropy(logits, labels, where=lm))
+    if teacher_logits is not None:
+        theirs = jax.nn.logsumexp(teacher_logits, axis=-1)
+        q = jnp.exp(teacher_logits - theirs[:, None])
+        seen |= {
+            "teacher_entropy": over(kd, theirs - jnp.sum(q * teacher_logits, axis=-1)),
+            "teacher_kl": over(kd, jnp.sum(q * (teacher_logits - logits), axis=-1) - theirs + whole),
+            "top1_agreement": over(kd, jnp.argmax(teacher_logits, axis=-1) == first),
+            "teacher_nll": over(kd & lm, cross_entropy(teacher_logits, labels, where=kd & lm)),
+        }
+    return seen
 
 
 def parts(shape: tuple[int, int], chunk: int) -> tuple[int, Callable]:

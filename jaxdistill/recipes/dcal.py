@@ -21,21 +21,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import UserError
-from jaxdistill.data import image_batches, images
-from jaxdistill.diagnosis import plots
+from jaxdistill.data import image_batches, images, preflight
+from jaxdistill.diagnosis import plots, probes
 from jaxdistill.evaluators import classification, retrieval
 from jaxdistill.losses import metric_learning, weighting
 from jaxdistill.losses.classification import cross_entropy
 from jaxdistill.losses.divergences import KINDS, divergence
 from jaxdistill.models import classifier
 from jaxdistill.models.dcal import PWCA, Branches
-from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, while_on
+from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, probed, while_on
 from jaxdistill.recipes.lm import groups
 
 MODES = {  # -> the branches that are trained
     "sa_only": ("sa",), "sa_glca": ("sa", "glca"), "sa_pwca": ("sa", "pwca"), "full": ("sa", "glca", "pwca"),
     "random_query": ("sa", "glca", "pwca"), "noise_distractor": ("sa", "glca", "pwca"),
 }
+NOISE_SHARED = 8  # examples that one image of noise distracts; one each would cost as much as a second batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,17 +161,21 @@ def make(config) -> Recipe:
             return weighting.factor(params["balance"][name], bounds)
         return 0.5 if len(branches) > 1 else 1.0
 
-    def teach(frozen, batch, t):
-        """Logits whose softmax at t is the mean of the teacher's branches' at t; targets, which must not move to meet the student."""
+    def teach(frozen, batch):
+        """The logits of the teacher's branches; targets, which must not move to meet the student."""
         logits, _ = see(teacher, frozen["teacher"], teacher.normalise(batch["image"]))
-        return jax.lax.stop_gradient(t * classification.fused({name: z / t for name, z in logits.items()}))
+        return jax.lax.stop_gradient(logits)
+
+    def together(logits, t):
+        """Logits whose softmax at t is the mean of the branches' at t."""
+        return t * classification.fused({name: z / t for name, z in logits.items()})
 
     def loss(params, extra, frozen, batch, dials, key):
         drawn, noise = jax.random.split(key)
         x, valid, partner, found = student.normalise(batch["image"]), batch["valid"], None, True
         if chosen.mode == "noise_distractor":
-            partner = len(x) + jnp.arange(len(x), dtype=jnp.int32)
-            x = jnp.concatenate([x, jax.random.normal(noise, x.shape, x.dtype)])
+            partner = len(x) + jnp.arange(len(x), dtype=jnp.int32) // NOISE_SHARED
+            x = jnp.concatenate([x, jax.random.normal(noise, (-(-len(x) // NOISE_SHARED), *x.shape[1:]), x.dtype)])
         elif "pwca" in branches:
             here = batch["partner"][:, None] == batch["row"][None, :]  # the rows of a micro-batch keep their global numbers
             partner, found = jnp.argmax(here, axis=1).astype(jnp.int32), here.any(axis=1)
@@ -182,21 +187,35 @@ def make(config) -> Recipe:
             if name == "pwca":  # a partner that is in another micro-batch makes the update non-finite, not wrong in silence
                 values = jnp.where(found, values, jnp.nan)
             terms[name] = Term(jnp.sum(values), count, factor(params, name))
-        probes = {"sum_of_ce": (sum(term.sum for term in terms.values()), count)}
+        seen = {"sum_of_ce": (sum(term.sum for term in terms.values()), count)}
         if learned:
-            probes |= {f"w_{name}": (params["balance"][name], jnp.ones(())) for name in branches}
+            seen |= {f"w_{name}": (params["balance"][name], jnp.ones(())) for name in branches}
+        theirs = None
         if distils:
             t, distance = temperature.constant or dials.knobs["temperature"], divergence(kd.kind)
 
             def taught():
-                target = teach(frozen, batch, t)
+                theirs = teach(frozen, batch)
+                target = together(theirs, t)
                 each = [distance(target, outputs[name], temperature=t, where=valid) for name in deployed]
-                return t**2 * sum(jnp.sum(values) for values in each) / len(each)
+                return t**2 * sum(jnp.sum(values) for values in each) / len(each), theirs
 
-            terms["kd"] = Term(while_on(weights["kd"], dials.scale["kd"], taught), count)
+            value, theirs = while_on(weights["kd"], dials.scale["kd"], taught)
+            terms["kd"] = Term(value, count)
+        ours = {name: outputs[name] for name in deployed}
+        seen |= probed(dials.probing, look, ours, theirs, batch, dials.scale.get("kd"))
         total = sum(dials.scale[name] * term.factor * term.sum for name, term in terms.items())
         stats = {name: features[name] for name in branches} | {"label": batch["label"], "valid": valid} if not triplet.off else {}
-        return total, Aux(terms, stats, probes)
+        return total, Aux(terms, stats, seen)
+
+    def look(ours, theirs, batch, opened):
+        """What the deployed branches say together; of a teacher, while its term is on."""
+        target, valid = None if theirs is None else classification.fused(theirs), batch["valid"]
+        found = probes.of_logits(classification.fused(ours), valid, labels=batch["label"], teacher=target)
+        if target is not None:
+            found = {name: jax.tree.map(lambda value: jnp.where(opened > 0, value, 0.0), pair) if name in probes.OF_TEACHER else pair
+                     for name, pair in found.items()}
+        return found | {"input_abs_max": probes.abs_max([student.normalise(batch["image"])], valid)}
 
     def whole(params, extra, stats, knobs):
         terms = {}
@@ -212,7 +231,7 @@ def make(config) -> Recipe:
         if reid:
             joined = jnp.concatenate([features[name] for name in deployed], axis=-1)
             return {"features": joined, **{name: batch[name] for name in ("label", "camera", "gallery", "valid")}}
-        target = teach(frozen, batch, 1.0) if distils else None
+        target = together(teach(frozen, batch), 1.0) if distils else None
         return classification.sums({name: outputs[name] for name in deployed}, batch["label"], batch["valid"], target)
 
     def figures(variables, frozen, batches):
@@ -233,6 +252,14 @@ def make(config) -> Recipe:
             identities=losses.identities if reid and training else 0, process_index=jax.process_index(), process_count=jax.process_count(),
         )
 
+    def told(variables, batch):
+        labels = {name: split.labels for name, split in sets.splits.items()}
+        unseen = () if reid else preflight.unseen(labels, sets.classes)
+        shared = preflight.leaks({name: split.names for name, split in sets.splits.items()}, "images")
+        x = np.asarray(student.normalise(jnp.asarray(batch["image"])))[batch["valid"]]
+        sizes = {name: len(split) for name, split in sets.splits.items()}
+        return preflight.told(sizes, len(sets.classes), shared, unseen) | {"input": preflight.scale(x.reshape(-1, data.channels))}
+
     if chosen.figures > batch:
         raise UserError(f"config key dcal.figures: found {chosen.figures}; accepted: at most train.batch, which is {batch}")
     if chosen.rerank and not reid:
@@ -249,7 +276,7 @@ def make(config) -> Recipe:
         frozen=lambda place: {"teacher": teacher.load(place and (lambda name: place(f"teacher/{name}")))} if distils else {},
         export=lambda params, folder: student.save(params["student"], folder),
         figures=figures if chosen.figures else None,
-        describe=lambda batch: images.describe(batch, sets.classes),
+        describe=lambda batch: images.describe(batch, sets.classes), preflight=told,
         facts={**sets.facts, "model": student.facts, "teacher": teacher.facts if distils else {}, "parameters": student.parameters},
     )
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill import UserError
-from jaxdistill.data import packing, text, tokenizer
+from jaxdistill.data import packing, preflight, text, tokenizer
 from jaxdistill.evaluators import language
 from jaxdistill.losses.fused_vocab import fused_vocab_loss
 from jaxdistill.models import causal
@@ -37,8 +37,9 @@ def make(config) -> Recipe:
     def loss(params, extra, frozen, batch, dials, key):
         tokens, labels, where, layout = next_token(batch)
         hidden, head = student.hidden_and_head(params, tokens, layout)
-        total, terms, _ = fused_vocab_loss(hidden, head, labels, scale=dials.scale, where=where, smoothing=smoothing, vocab=corpus.vocab)
-        return total, Aux(terms)
+        total, terms, probes = fused_vocab_loss(
+            hidden, head, labels, scale=dials.scale, where=where, smoothing=smoothing, vocab=corpus.vocab, probe=dials.probing)
+        return total, Aux(terms, {}, {"valid": share(where)} | probes)
 
     def measure(params, variables, frozen, batch):
         tokens, labels, where, layout = next_token(batch)
@@ -60,6 +61,7 @@ def make(config) -> Recipe:
         frozen=lambda place: {"token_bytes": jnp.asarray(corpus.token_bytes)},
         export=export,
         describe=lambda batch: text.describe(batch, corpus),
+        preflight=lambda variables, batch: told(corpus, batch),
         facts={**corpus.facts, "model": student.facts, "parameters": student.parameters},
     )
 
@@ -71,6 +73,19 @@ def next_token(batch) -> tuple:
     where = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] > 0) & batch["valid"][:, None]
     layout = {"segments": segments[:, :-1], "positions": batch["positions"][:, :-1]}
     return tokens[:, :-1], tokens[:, 1:], where, layout
+
+
+def told(corpus, batch) -> dict:
+    """The preflight of text: splits, and of this batch (on the host) the share of the positions that have a label."""
+    segments = batch["segments"]
+    counted = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] > 0) & batch["valid"][:, None]
+    sizes = {name: len(rows) for name, rows in corpus.splits.items()}
+    return preflight.told(sizes, corpus.vocab, preflight.documents(corpus.splits)) | {"valid": float(counted.mean())}
+
+
+def share(where) -> tuple:
+    """(sum, count) of the positions that count."""
+    return jnp.sum(where, dtype=jnp.float32), jnp.asarray(where.size, jnp.float32)
 
 
 def batches(corpus, split: str, batch: int, seed: int):

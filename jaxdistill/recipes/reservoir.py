@@ -22,14 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import UserError
-from jaxdistill.data import array_batches, sequences
-from jaxdistill.diagnosis import charts
+from jaxdistill.data import array_batches, preflight, sequences
+from jaxdistill.diagnosis import charts, probes
 from jaxdistill.evaluators import classification
 from jaxdistill.losses.classification import WEIGHTS, adjusted, class_weights, focal
 from jaxdistill.models import readout as models
 from jaxdistill.models import reservoir as reservoirs
 from jaxdistill.models.kaf import KAFConfig
-from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables
+from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, probed
 from jaxdistill.recipes.reactions import Reaction, together
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,8 @@ def plateau(config: PlateauConfig) -> Reaction:
 
 
 def make(config) -> Recipe:
-    sets = sequences.load(config.data.build(sequences.SequenceConfig), config.seed)
+    data = config.data.build(sequences.SequenceConfig)
+    sets = sequences.load(data, config.seed)
     reservoir = config.reservoir.build(reservoirs.ReservoirConfig)
     readout = config.readout.build(models.ReadoutConfig)
     learned = readout.activation == "kaf"
@@ -125,6 +126,9 @@ def make(config) -> Recipe:
         raise UserError(f"config key plateau.patience: found {slow.patience} without a validation split; accepted: 0")
     if train.frames == 1 and "attention" in readout.parts:
         raise UserError(f"config key readout.parts: found {readout.parts} for sequences of one frame; accepted: parts without 'attention'")
+    if readout.standardise and (reservoir.trained or reservoir.fusion != "concat"):
+        raise UserError(f"config key readout.standardise: found True with reservoir.trained {reservoir.trained}, reservoir.fusion "
+                        f"{reservoir.fusion!r}; accepted: False, or states that do not train (False, 'concat')")  # fmt: skip
     model = models.ReservoirClassifier(reservoir, readout, kaf, classes, seed)
     counts = np.bincount(train.labels, minlength=classes)
     per_class = class_weights(counts, losses.weights, losses.beta) if losses.weights != "none" else None
@@ -134,33 +138,32 @@ def make(config) -> Recipe:
         return model.init(key, jnp.zeros((1, train.frames, width)), jnp.ones(1, jnp.int32))["params"]
 
     def init(key):
-        return Variables(jax.jit(parameters)(key), {"mean": jnp.zeros(width), "std": jnp.ones(width)})
+        plain = lambda size: {"mean": jnp.zeros(size), "std": jnp.ones(size)}  # noqa: E731
+        vector = 2 * reservoir.units * len(readout.statistics)
+        return Variables(jax.jit(parameters)(key), plain(width) | ({"statistics": plain(vector)} if readout.standardise else {}))
+
+    def scaled(extra, x):
+        return (x - extra["mean"][None, None]) / extra["std"][None, None]
 
     def see(params, extra, frozen, x, length, key=None):
-        scaled = (x - extra["mean"][None, None]) / extra["std"][None, None]
-        return model.apply({"params": params, "constants": {"reservoir": frozen["reservoir"]}}, scaled, length, key=key)
+        constants = {"reservoir": frozen["reservoir"]} | ({"representation": extra["statistics"]} if readout.standardise else {})
+        return model.apply({"params": params, "constants": constants}, scaled(extra, x), length, key=key)
 
     def calibrate(variables, frozen, batches):
-        """The scaler, of the valid frames of the training split; every process reads all of it."""
-        total, square, number = np.zeros(width), np.zeros(width), 0
+        """The scalers: of the frames of the training split, and of their statistics; every process reads all of it."""
         parts = [np.arange(at, min(at + batch, len(train))) for at in range(0, len(train), batch)]
-
-        def frames():
-            for part in map(train.take, parts):
-                yield part["x"][np.arange(train.frames)[None] < part["length"][:, None]].astype(np.float64)
-
-        for x in frames():
-            total, number = total + x.sum(axis=0), number + len(x)
-        mean = total / number
-        for x in frames():
-            square += np.square(x - mean[None]).sum(axis=0)
-        std = np.sqrt(square / number)
-        constant = std <= 1e-6 * np.maximum(np.abs(mean), 1e-30)  # (float32 data)
+        rows = lambda of: lambda: map(of, map(train.take, parts))  # noqa: E731
+        frames = lambda part: part["x"][np.arange(train.frames)[None] < part["length"][:, None]]  # noqa: E731
+        found, constant = sequences.moments(rows(frames))
         if constant.any():
             logger.warning("the channels %s of %d are constant in training; they are centred and not scaled",
                            ", ".join(map(str, np.flatnonzero(constant))), width)
-        std = np.where(constant, 1.0, std)
-        return variables._replace(extra={"mean": jnp.asarray(mean, jnp.float32), "std": jnp.asarray(std, jnp.float32)})
+        extra = variables.extra | jax.tree.map(jnp.asarray, found)
+        if readout.standardise:
+            look = jax.jit(lambda *given: see(*given)[1]["statistics"])
+            vectors = lambda part: np.asarray(look(variables.params, extra, frozen, part["x"], part["length"]))  # noqa: E731
+            extra |= {"statistics": jax.tree.map(jnp.asarray, sequences.moments(rows(vectors))[0])}
+        return variables._replace(extra=extra)
 
     def loss(params, extra, frozen, batch, dials, key):
         valid = batch["valid"]
@@ -169,10 +172,16 @@ def make(config) -> Recipe:
         adapted = adjusted(logits, counts / counts.sum(), losses.tau) if losses.tau else logits
         values = focal(adapted, batch["label"], gamma=losses.gamma, class_weights=per_class, smoothing=losses.smoothing, where=valid)
         terms = {"loss": Term(jnp.sum(values), count)}
-        probes = {"correct": (jnp.sum(valid & (jnp.argmax(logits, axis=-1) == batch["label"]), dtype=jnp.float32), count)}
+        seen = probed(dials.probing, look, logits, extra, batch)
         if "beyond" in features:
-            probes["beyond"] = jnp.sum(jnp.where(valid, features["beyond"], 0.0)), count
-        return dials.scale["loss"] * terms["loss"].sum, Aux(terms, {}, probes)
+            seen["beyond"] = jnp.sum(jnp.where(valid, features["beyond"], 0.0)), count
+        return dials.scale["loss"] * terms["loss"].sum, Aux(terms, {}, seen)
+
+    def look(logits, extra, batch):
+        frames = jnp.arange(train.frames)[None, :, None] < batch["length"][:, None, None]
+        inputs = jnp.where(frames, scaled(extra, batch["x"]), 0.0)
+        return probes.of_logits(logits, batch["valid"], labels=batch["label"]) | {
+            "input_abs_max": probes.abs_max([inputs], batch["valid"])}
 
     def whole(params, extra, stats, knobs):
         if not kaf.penalty:
@@ -224,6 +233,16 @@ def make(config) -> Recipe:
         return array_batches.batches(sets.splits[split], batch=batch, seed=seed, training=split == "train",
                                      process_index=jax.process_index(), process_count=jax.process_count())  # fmt: skip
 
+    def told(variables, batch):
+        shared = preflight.leaks({name: split.names for name, split in sets.splits.items()}, "sequences")
+        if data.group == "subject" and data.split != "stratified" and by_subject:
+            shared += preflight.leaks({name: split.subjects.tolist() for name, split in sets.splits.items()}, "subjects")
+        there = np.arange(train.frames)[None] < batch["length"][:, None]
+        x = np.asarray(scaled(variables.extra, batch["x"]))[there & batch["valid"][:, None]]
+        unseen = preflight.unseen({name: split.labels for name, split in sets.splits.items()}, sets.classes)
+        sizes = {name: len(split) for name, split in sets.splits.items()}
+        return preflight.told(sizes, classes, shared, unseen) | {"input": preflight.scale(x)}
+
     reaction = plateau(slow) if slow.patience else together({})
     shapes = jax.eval_shape(parameters, jax.random.key(0))
     return Recipe(
@@ -235,7 +254,7 @@ def make(config) -> Recipe:
         frozen=lambda place: {"reservoir": {name: jnp.asarray(x) for name, x in reservoirs.constants(reservoir, width, seed).items()}},
         evaluators={split: Evaluator(split, measure, finish) for split in sets.splits if split != "train"},
         controls=reaction.controls, memory=reaction.memory, react=reaction.react if slow.patience else None, figures=figures,
-        describe=lambda batch: sequences.describe(batch, sets.classes),
+        describe=lambda batch: sequences.describe(batch, sets.classes), preflight=told,
         facts={**sets.facts, "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))},
     )
 

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import UserError
-from jaxdistill.data import array_batches, distributions
-from jaxdistill.diagnosis import charts
+from jaxdistill.data import array_batches, distributions, preflight
+from jaxdistill.diagnosis import charts, probes
 from jaxdistill.evaluators import calibration, distribution
 from jaxdistill.losses import classification, regularisation
 from jaxdistill.models import graph_transformer, mlp
-from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables
+from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, probed
 from jaxdistill.recipes.soft_options import SoftConfig
 
 logger = logging.getLogger(__name__)
@@ -64,9 +64,11 @@ def make(config) -> Recipe:
     terms = {base: 1.0, "entropy_floor": soft.entropy_weight, "confidence": soft.confidence_weight,
              "max_suppression": soft.max_suppression, "margin": soft.margin_weight}  # fmt: skip
 
+    def scaled(extra, batch) -> list:
+        return [(batch[name] - over(batch[name], extra[name]["mean"])) / over(batch[name], extra[name]["std"]) for name in inputs]
+
     def see(params, extra, batch, key=None):
-        scaled = [(batch[name] - over(batch[name], extra[name]["mean"])) / over(batch[name], extra[name]["std"]) for name in inputs]
-        return model.apply({"params": params}, *scaled, *([batch["mask"]] if kind == "graph" else []), key=key)[0]
+        return model.apply({"params": params}, *scaled(extra, batch), *([batch["mask"]] if kind == "graph" else []), key=key)[0]
 
     def parameters(key):
         return model.init(key, *(jnp.zeros((1, *train.take(np.arange(1))[name].shape[1:])) for name in inputs),
@@ -107,11 +109,18 @@ def make(config) -> Recipe:
         values |= {name: penalty() for name, penalty in penalties.items() if terms[name]}
         count = jnp.sum(valid, dtype=jnp.float32)
         found = {name: Term(jnp.sum(each), count) for name, each in values.items()}
+        seen = probed(dials.probing, look, logits, extra, batch)
+        return sum(dials.scale[name] * term.sum for name, term in found.items()), Aux(found, {}, seen)
+
+    def look(logits, extra, batch):
+        valid, there = batch["valid"], batch.get("mask")
+        count = jnp.sum(valid, dtype=jnp.float32)
         largest, least = jnp.max(logits, axis=-1), jnp.min(logits, axis=-1)
         watched = {"logit_max": largest, "logit_min": least, "logit_range": largest - least,
-                   "logit_norm": jnp.linalg.norm(logits, axis=-1), "entropy": regularisation.entropy(logits)}  # fmt: skip
-        probes = {name: (jnp.sum(jnp.where(valid, each, 0.0)), count) for name, each in watched.items()}
-        return sum(dials.scale[name] * term.sum for name, term in found.items()), Aux(found, {}, probes)
+                   "logit_norm": jnp.linalg.norm(logits, axis=-1), "target_entropy": probes.entropy(batch["target"])}  # fmt: skip
+        seen = {name: (jnp.sum(jnp.where(valid, each, 0.0)), count) for name, each in watched.items()}
+        values = [x if x.ndim == 2 else jnp.where(there[..., None], x, 0.0) for x in scaled(extra, batch)]
+        return seen | probes.of_logits(logits, valid, labels=batch["target"]) | {"input_abs_max": probes.abs_max(values, valid)}
 
     def measure(params, variables, frozen, batch):
         logits = soft.bounded(see(params, variables.extra, batch)) / soft.temperature_inference
@@ -156,6 +165,14 @@ def make(config) -> Recipe:
             training=split == "train", process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
 
+    def told(variables, batch):
+        shared = preflight.leaks({name: split.rows["group"].tolist() for name, split in sets.splits.items()}, "groups")
+        copies = sets.facts.get("copies", {})
+        shared += [f"{count} {name} rows have the inputs of a training row" for name, count in copies.items() if count]
+        rows = [x if x.ndim == 2 else x[batch["mask"]] for x in map(np.asarray, scaled(variables.extra, batch))]
+        sizes = {name: len(split) for name, split in sets.splits.items()}
+        return preflight.told(sizes, classes, shared) | {"input": preflight.scale(*rows), "reachable": soft.reach(target)}
+
     shapes = jax.eval_shape(parameters, jax.random.key(0))
     last, other = Group("head", 1.0, decay + soft.final_decay), Group("student", 1.0, decay)
     return Recipe(
@@ -165,7 +182,7 @@ def make(config) -> Recipe:
         sharding_rules=rules.SHARDING, calibrate=calibrate if soft.standardise else None,
         evaluators={split: Evaluator(split, measure, {"validation": distribution.finish, "test": finish}[split], whole=split == "test")
                     for split in sets.splits if split != "train"},
-        figures=figures if soft.figures else None, describe=lambda batch: distributions.describe(batch, sets.classes),
+        figures=figures if soft.figures else None, describe=lambda batch: distributions.describe(batch, sets.classes), preflight=told,
         facts={**sets.facts, "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))},
     )  # fmt: skip
 

@@ -86,6 +86,17 @@ class SoftConfig:
                 raise UserError(f"config key soft.{line}, or soft.guards False")
             logger.warning("soft.guards is off: soft.%s", line)
 
+    def reach(self, target: np.ndarray) -> dict | None:
+        """What the bounds leave of these targets, float64 [N, K]; None without bounds. largest: the largest probability that training
+        logits can give; target: the 99th percentile of what is asked. floor: of the entropy; target_entropy: the 5th percentile."""
+        classes, length = target.shape[1], 1 / self.logit_norm if self.logit_norm else self.norm_cap / self.temperature
+        if not length and not self.entropy_weight:
+            return None
+        entropy = -np.sum(target * np.log(np.where(target > 0, target, 1)), axis=1)
+        return {"largest": regularisation.largest_probability(length, classes) if length else 1.0,
+                "target": float(np.percentile(target.max(1), 99)), "floor": self.entropy_floor if self.entropy_weight else 0.0,
+                "target_entropy": float(np.percentile(entropy, 5))}  # fmt: skip
+
     def _punished(self, target: np.ndarray):
         least = float(np.percentile(-np.sum(target * np.log(np.where(target > 0, target, 1)), axis=1), 5))
         if self.entropy_weight and self.entropy_floor > least:

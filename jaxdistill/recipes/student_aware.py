@@ -32,7 +32,7 @@ from jaxdistill.losses.fused_vocab import fused_vocab_loss
 from jaxdistill.models import causal, matching, projector
 from jaxdistill.recipe import Aux, Evaluator, Recipe, Rest, Schedule, Term, Variables, while_on
 from jaxdistill.recipes import reactions
-from jaxdistill.recipes.lm import LMConfig, batches, groups, next_token
+from jaxdistill.recipes.lm import LMConfig, batches, groups, next_token, share, told
 
 MODES = ("logits", "projector", "alm", "uld")
 
@@ -132,7 +132,7 @@ def make(config) -> Recipe:
         tokens, labels, where, layout = next_token(batch)
         ours, head = student.features(params["student"], tokens, layout)
         terms, shares, kd_terms = {}, [], {}
-        probes = {"valid": (jnp.sum(where, dtype=jnp.float32), jnp.asarray(where.size, jnp.float32))}
+        probes = {"valid": share(where)}
         if not kd_weight.off or on:
             theirs, their_head = teach(frozen, batch)
 
@@ -145,21 +145,21 @@ def make(config) -> Recipe:
                 states = into_student.apply({"params": params["projector"]}, states)
                 known = where & aligned
                 fixed, anchored = jax.lax.stop_gradient(head), {"lm": dials.scale["anchor"]}
-                share, found = fused_vocab_loss(states, fixed, labels, where=known, scale=anchored, vocab=corpus.vocab)[:2]
-                shares, terms["anchor"] = [share], found["lm"]
+                part, found = fused_vocab_loss(states, fixed, labels, where=known, scale=anchored, vocab=corpus.vocab)[:2]
+                shares, terms["anchor"] = [part], found["lm"]
                 kd_terms = {"teacher": (states, head), "kd_where": known}
             else:
                 compare = _spans if kd.mode == "alm" else _ranks
                 values, counted = compare(kd, batch, ours["final"], head, theirs["final"], their_head, at_places)
                 terms["kd"] = Term(jnp.sum(values), jnp.sum(counted, dtype=jnp.float32))
                 shares = [dials.scale["kd"] * terms["kd"].sum]
-        total, found = fused_vocab_loss(
+        total, found, seen = fused_vocab_loss(
             ours["final"], head, labels, where=where, smoothing=smoothing, vocab=corpus.vocab,
             scale={name: dials.scale[name] for name in (("lm", "kd") if kd_terms else ("lm",))},
             temperature=temperature.constant or dials.knobs["temperature"],
-            kind=kd.kind, beta=kd.beta, alpha=kd.alpha, top_k=kd.top_k, **kd_terms,
-        )[:2]
-        terms |= found
+            kind=kd.kind, beta=kd.beta, alpha=kd.alpha, top_k=kd.top_k, probe=dials.probing, **kd_terms,
+        )
+        terms, probes = terms | found, probes | seen
 
         # The insides: each term for each token, and nothing computed while its ramp is at 0.
         stats = {}
@@ -254,6 +254,7 @@ def make(config) -> Recipe:
         controls=reaction.controls, memory=reaction.memory, react=reaction.react,
         export=export,
         describe=lambda batch: text.describe(batch, corpus),
+        preflight=lambda variables, batch: told(corpus, batch),
         facts={**corpus.facts, "student": student.facts, "teacher": teacher.facts if teacher else {}, "parameters": student.parameters},
     )
 

@@ -38,9 +38,15 @@ def defaults() -> ConfigDict:
         clip_value=0.0,               # of each number of the gradient, before `clip`; 0: off
         clip=1.0,                     # global gradient norm, before the groups; 0: off
     ))
+    config.probes = ConfigDict(dict(
+        every=10,                     # updates from one whose distributions are looked at to the next, beside the first; 0: none is
+        deep=200,                     # updates between looks at each term's own gradient; 0: none
+    ))
     config.gates = ConfigDict(dict(
         non_finite=5,                 # non-finite updates in a row that stop the run
         zero_gradient=10,             # applied updates after which a reached parameter must have had a gradient; 0: off
+        idle=10,                      # updates in a row that change nothing (rate 0, nothing counted, parameters as before); 0: off
         ledger_gap=1e-4,              # relative gap between the loss and the sum of its terms
+        stop=("non_finite", "ledger_gap", "zero_gradient", "optimizer_not_stepping", "lr_zero", "all_masked", "frozen_moved"),  # findings
     ))
     return config

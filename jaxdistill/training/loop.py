@@ -13,10 +13,12 @@ from typing import Any
 import jax
 
 from jaxdistill import UserError
+from jaxdistill.diagnosis.finding import Finding
 from jaxdistill.diagnosis.probes import fingerprint
 from jaxdistill.recipe import Variables
-from jaxdistill.training import optim, plan, results, sharding, store
+from jaxdistill.training import manifest, optim, plan, results, sharding, store
 from jaxdistill.training.checkpoint import Checkpoints
+from jaxdistill.training.deep import Deep
 from jaxdistill.training.metrics import Lines, TensorBoard, Terminal, record, write_json
 from jaxdistill.training.prepare import Built, Prepared, build, compile_step, draw, evaluate, export, prepare
 from jaxdistill.training.state import deployed
@@ -148,7 +150,7 @@ def train(built: Built, mesh, folder: Path, want: dict, signals: "_Signals", *, 
             terminal.say(f"{built.run.id}: goes on from update {int(state.step)}")
         else:
             if steps and built.recipe.calibrate:
-                state = _calibrated(ready, state)
+                state = calibrated(ready, state)
             memory["frozen"] = _frozen_print(ready, state)  # calibration may write what no update may
             found = evaluate(ready, deployed(state), state.extra, test=False, cache=jitted, most=1 if steps else None)
             if steps and found and built.monitor not in found:  # one batch, so that it shows before any update
@@ -178,20 +180,26 @@ def train(built: Built, mesh, folder: Path, want: dict, signals: "_Signals", *, 
 def _steps(ready: Prepared, state, data, memory: dict, checkpoints, folder: Path, terminal, signals, jitted: dict):
     """The loop. For each update N:
 
-    dispatch N -> fetch the metrics of N-1 -> gates on N-1 -> evaluation when due -> react -> checkpoint when due ->
-    next batch. Where an evaluation or a checkpoint is due, N's own metrics are fetched first: what is saved and
-    judged is the run as it is now."""
+    dispatch N -> fetch the metrics of N-1 -> gates on N-1 -> deep look when due -> evaluation when due -> react -> checkpoint when
+    due -> next batch. Where any of these is due, N's own metrics are fetched first: what is looked at, judged and saved is the run
+    as it is now. The deep look needs N's batch, and stands before the checkpoint so that its line is there when the update is saved."""
     config, built = ready.built.train, ready.built
     at = int(state.step)
     writer = jax.process_index() == 0
-    lines = Lines(folder / "metrics.jsonl", step=at) if writer else None
-    board = TensorBoard(folder / "tensorboard", at) if writer and built.tensorboard else None
-    batch = ready.place(next(data)) if at < config.steps else None
-    if batch is not None:
+    batch = None
+    if at < config.steps:
+        host = next(data)
+        batch = ready.place(host)
         with terminal.status("compiling"):
             step, gates = compile_step(ready, batch)
+        inside = Deep(ready, gates)
+        if at == 0 and writer:
+            manifest.add(folder, preflight=manifest.preflight(ready, gates, Variables(state.params, state.extra), host))
+    lines = Lines(folder / "metrics.jsonl", step=at) if writer else None
+    board = TensorBoard(folder / "tensorboard", at) if writer and built.tensorboard else None
     terminal.begin(at)
     pending, saved = None, at
+    often = built.probes.deep
     since = time.monotonic()
 
     def take(pending) -> dict:
@@ -200,16 +208,23 @@ def _steps(ready: Prepared, state, data, memory: dict, checkpoints, folder: Path
         metrics = jax.device_get(metrics)
         memory["gates"], findings = gates.check(memory["gates"], number, metrics)
         line = record(number, metrics)
-        if writer and (number % config.log_every == 0 or findings or number == config.steps):
+        if writer and (number % config.log_every == 0 or findings or number in (1, config.steps)):
             lines.write(line | ({"findings": [f._asdict() for f in findings]} if findings else {}))
             if board:
                 board.write(line)
+        if writer and number == 1:
+            manifest.begun(folder, line)
+        tell(number, findings)
         terminal.update(line)
+        return line
+
+    def tell(number: int, findings: list) -> None:
+        """What the gates found: said, kept in the progress line, and a reason to stop where it is an error."""
         for finding in findings:
             terminal.say(f"{built.run.id}: {finding.severity}: {finding}")
+            terminal.warned = f"{finding.name} at {number}"
             if finding.severity == "error":
                 memory["stop"] = memory["stop"] or f"{SICK}{finding}"
-        return line
 
     try:
         while at < config.steps and not memory["stop"]:
@@ -221,15 +236,25 @@ def _steps(ready: Prepared, state, data, memory: dict, checkpoints, folder: Path
             last = at == config.steps
             code = signals.code(at)
             due = last or at % config.eval_every == 0
-            if due or code or memory["stop"] or at % config.checkpoint_every == 0:
+            save = due or code or memory["stop"] or at % config.checkpoint_every == 0
+            if save or (often and at % often == 0):
                 line = take(pending)  # waits until update N is done
                 pending = None
                 memory["seconds"] += time.monotonic() - since
+                if often and at % often == 0 and line["finite"] and not memory["stop"]:
+                    found = inside.look(state, batch)
+                    if lines:
+                        lines.write({"step": at, "deep": found})
                 monitored = None
+                if due and not memory["stop"] and (moved := _moved(ready, state, memory, gates, at)):
+                    if lines:
+                        lines.write({"step": at, "findings": [moved._asdict()]})
+                    tell(at, [moved])
                 if due and not memory["stop"]:
                     monitored, state = _evaluate(ready, state, memory, line, terminal, jitted, lines)
-                checkpoints.save(at, state, data, memory, monitored)
-                saved = at
+                if save or memory["stop"]:
+                    checkpoints.save(at, state, data, memory, monitored)
+                    saved = at
                 if code:
                     checkpoints.wait()
                     raise Interrupted(code, folder.parent.parent)
@@ -252,9 +277,6 @@ def _evaluate(ready: Prepared, state, memory: dict, line: dict, terminal, jitted
     """Validation, then `react`, which also sees the raw loss terms of this update's `line`. Returns the monitored value
     and the state with react's controls."""
     built, at = ready.built, line["step"]
-    if _frozen_print(ready, state) != memory["frozen"]:
-        memory["stop"] = f"{SICK}frozen_moved: a frozen parameter or a teacher is no longer what it was at the start"
-        return None, state
     found = evaluate(ready, deployed(state), state.extra, test=False, cache=jitted)
     memory["validation"] = found
     if lines:
@@ -272,6 +294,18 @@ def _evaluate(ready: Prepared, state, memory: dict, line: dict, terminal, jitted
         })
         memory["stop"] = stop or ""
     return found.get(built.monitor), state
+
+
+def _moved(ready: Prepared, state, memory: dict, gates, at: int) -> Finding | None:
+    """Whether what no update may change has changed; told once."""
+    if _frozen_print(ready, state) == memory["frozen"] or "frozen_moved" in memory["gates"]["told"]:
+        return None
+    memory["gates"] = memory["gates"] | {"told": sorted([*memory["gates"]["told"], "frozen_moved"])}
+    return gates.judged(Finding(
+        "frozen_moved", "error", f"update {at}: the checksum of teachers and frozen parameters is not that of the start",
+        "a frozen parameter or a teacher is no longer what it was at the start",
+        "look at what writes to them, and run again from the start: what was learned since has another teacher",
+    ))
 
 
 def _row(ready: Prepared, state, memory: dict, checkpoints: Checkpoints, jitted: dict) -> dict:
@@ -293,7 +327,8 @@ def _bare(found: dict) -> dict:
     return {name.split("/", 1)[1]: value for name, value in found.items()}
 
 
-def _calibrated(ready: Prepared, state):
+def calibrated(ready: Prepared, state):
+    """The state with what the recipe fits before the first update."""
     with contextlib.closing(ready.built.recipe.data("train", ready.built.run.seed)) as data:
         variables = ready.built.recipe.calibrate(Variables(state.params, state.extra), ready.frozen, map(ready.place, data))
     places = jax.tree.map(lambda x: x.sharding, Variables(state.params, state.extra))

@@ -14,10 +14,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 def record(step: int, metrics: dict) -> dict:
-    """The metrics of one update, as plain numbers and (sum, count) divided: one line of metrics.jsonl."""
-    plain = jax.tree.map(float, {name: metrics[name] for name in ("loss", "gap", "lr", "grad_norm", "terms", "knobs", "groups")})
-    probes = {name: float(total) / max(float(count), 1.0) for name, (total, count) in metrics["probes"].items()}
-    return {"step": step, "finite": bool(metrics["finite"]), "skipped": int(metrics["skipped"]), **plain, "probes": probes}
+    """The metrics of one update, as plain numbers and (sum, count) divided: one line of metrics.jsonl.
+
+    Probes are there where the update was one of those that are looked at, and of these what anything was measured of (count > 0)."""
+    plain = jax.tree.map(float, {name: metrics[name] for name in ("loss", "gap", "lr", "grad_norm", "clip", "terms", "knobs", "groups")})
+    seen = {name: (float(total), float(count)) for name, (total, count) in metrics["probes"].items()} if metrics["probing"] else {}
+    probes = {name: total / count for name, (total, count) in seen.items() if count > 0}
+    counters = {"finite": bool(metrics["finite"]), "skipped": int(metrics["skipped"]), "streak": int(metrics["streak"])}
+    return {"step": step, **counters, **plain, "probes": probes}
 
 
 def plain_json(value):
@@ -77,6 +81,7 @@ class Terminal:
         self._title, self._steps, self._every = title, steps, every
         self._said, self._from, self._since = 0.0, 0, time.monotonic()
         self._bar = None
+        self.warned = ""  # the last finding, by name: stays in the progress line
 
     def status(self, what: str):
         """A context in which `what` is being done."""
@@ -100,6 +105,7 @@ class Terminal:
         left = (self._steps - done) / max(rate, 1e-9)
         terms = " ".join(f"{name} {term['raw']:.3f}" for name, term in line["terms"].items() if term["count"])
         note = f"loss {line['loss']:.3f}  {terms}  lr {line['lr']:.1e}  {rate:.1f} updates/s, {left:.0f} s left"
+        note += f"  ! {self.warned}" if self.warned else ""
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
         else:

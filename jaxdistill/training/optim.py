@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxdistill import UserError
@@ -76,6 +77,17 @@ def optimizer(config, groups: Any) -> optax.GradientTransformation:
     clip = [optax.clip(config.clip_value)] if config.clip_value else []
     clip += [optax.clip_by_global_norm(config.clip)] if config.clip else []
     return optax.chain(*clip, optax.partition(transforms, labels))
+
+
+def left_by_clip(config, grads: Any, norm):
+    """The share of the gradient's length that the global clip leaves: 1 where it does nothing, or is off.
+
+    norm: of `grads`; where each number is clipped first, the clip sees another one."""
+    if not config.clip:
+        return jnp.ones((), jnp.float32)
+    if config.clip_value:
+        norm = optax.tree.norm(jax.tree.map(lambda g: jnp.clip(g, -config.clip_value, config.clip_value), grads))
+    return jnp.minimum(1.0, config.clip / jnp.maximum(norm, 1e-30))
 
 
 def table(params: Any, groups: Any) -> list[dict]:

@@ -228,15 +228,15 @@ def identity(run: Run, facts: dict) -> dict:
     return json.loads(json.dumps({"recipe": run.spec["recipe"], "config": config | run.filled, "facts": facts}))
 
 
-def difference(found: dict, wanted: dict, path: str = "") -> list[str]:
-    """The keys in which two identities differ, each with both values."""
+def difference(found: dict, wanted: dict, path: str = "", sides: tuple[str, str] = ("there", "now")) -> list[str]:
+    """The keys in which two identities differ, each with both values. sides: what the two are called."""
     names = []
     for key in sorted(found.keys() | wanted.keys()):
         a, b = found.get(key, "missing"), wanted.get(key, "missing")
         if isinstance(a, dict) and isinstance(b, dict):
-            names += difference(a, b, f"{path}{key}.")
+            names += difference(a, b, f"{path}{key}.", sides)
         elif a != b:
-            names.append(f"{path}{key} (there {_short(a)}, now {_short(b)})")
+            names.append(f"{path}{key} ({sides[0]} {_short(a)}, {sides[1]} {_short(b)})")
     return names
 
 

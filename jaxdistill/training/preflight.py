@@ -1,6 +1,7 @@
-"""--dry_run: everything built and checked, the plan printed, no step run."""
+"""--dry_run: everything built and checked, the plan printed, and the loss before the first update; nothing is kept of it."""
 
 import contextlib
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxdistill.training import loop, objective, optim, plan, sharding
+from jaxdistill.recipe import Variables
+from jaxdistill.training import loop, manifest, objective, optim, plan, sharding
+from jaxdistill.training.metrics import record
 from jaxdistill.training.prepare import compile_step, prepare
 
 
 def dry_run(config: Any) -> None:
     """Prints, for each run: what it is, its first batch, parameter groups, loss terms with their schedules, predicted
-    peak memory and FLOPs of a step. Raises what a real run would raise before its first step."""
+    peak memory and FLOPs of a step, what the data and the initial loss look like. Raises what a real run would raise before its
+    first step."""
     console = Console(highlight=False, soft_wrap=True)
     runs = plan.expand(config)
     mesh = sharding.make_mesh(plan.as_dict(config)["mesh"])
@@ -43,6 +47,7 @@ def dry_run(config: Any) -> None:
             compiled, gates = compile_step(ready, batch)
             _say_reach(console, gates)
             _say_cost(console, compiled, built.train.micro)
+            _say_start(console, built, mesh, compiled, gates, host)
     console.print("\ndry run: everything builds; nothing was trained")
 
 
@@ -87,6 +92,41 @@ def _say_reach(console: Console, gates) -> None:
     untouched = [leaf for leaf, terms in zip(gates.leaves, gates.reach, strict=True) if not terms]
     if untouched:
         console.print(f"no loss term reaches {len(untouched)} trainable parameter(s): {', '.join(untouched[:5])}", markup=False)
+
+
+def _say_start(console: Console, built, mesh, compiled, gates, host: dict) -> None:
+    """Splits and inputs, and the loss of the initial parameters: that of one update, which is then thrown away."""
+    memory, most = compiled.memory_analysis(), _available(mesh)
+    if memory is not None and most and memory.argument_size_in_bytes + memory.temp_size_in_bytes > most:
+        console.print("the initial loss is not measured: a step does not fit into the memory of this machine")
+        return
+    ready = prepare(built, mesh)
+    state = ready.state if built.recipe.calibrate is None else loop.calibrated(ready, ready.state)
+    found = manifest.preflight(ready, gates, Variables(state.params, state.extra), host)
+    if found["splits"]:
+        console.print("rows: " + ", ".join(f"{name} {rows:,}" for name, rows in found["splits"].items()))
+    for line in found["leaks"] or ():
+        console.print(f"warning: {line}", markup=False)
+    if found["unseen_classes"]:
+        console.print(f"warning: classes that never train: {some(found['unseen_classes'])}", markup=False)
+    if found["input"]:
+        console.print("inputs as the model sees them: " + ", ".join(f"{name} {value:.3g}" for name, value in found["input"].items()))
+    if found["reachable"]:
+        console.print("bounds: " + ", ".join(f"{name} {value:.3g}" for name, value in found["reachable"].items()))
+    line = record(1, jax.device_get(compiled(state, ready.frozen, ready.place(host))[1]))
+    raw = ", ".join(f"{name} {term['raw']:.4g}" for name, term in line["terms"].items() if term["count"])
+    known = f"; knowing nothing costs {found['uniform_nll']:.4g}, the log of {found['classes']:,}" if found["uniform_nll"] else ""
+    untrained = " (with stand-ins for what earlier runs train)" if built.run.filled else ""
+    console.print(f"initial loss {line['loss']:.4g}: {raw}{known}{untrained}", markup=False)
+
+
+def _available(mesh) -> int | None:
+    """Bytes that a device of the mesh has, or the machine has left; None where nobody tells."""
+    device = mesh.devices.flat[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_AVPHYS_PAGES" in names else None
 
 
 def _say_cost(console: Console, compiled, micro: int) -> None:

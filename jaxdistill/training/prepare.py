@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import math
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import UserError
-from jaxdistill.diagnosis.gates import Gates
+from jaxdistill.diagnosis.gates import STOPS, Gates
 from jaxdistill.diagnosis.reach import reach
 from jaxdistill.recipe import Recipe, Variables, load
 from jaxdistill.training import objective, optim, sharding, state
@@ -74,17 +75,34 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbesConfig:
+    """The section `probes`."""
+
+    every: int
+    deep: int
+
+    def __post_init__(self):
+        for key in ("every", "deep"):
+            if getattr(self, key) < 0:
+                raise UserError(f"config key probes.{key}: found {getattr(self, key)}; accepted: 0 (never) or more")
+
+
+@dataclasses.dataclass(frozen=True)
 class GatesConfig:
     """The section `gates`."""
 
     non_finite: int
     zero_gradient: int
+    idle: int
     ledger_gap: float
+    stop: tuple
 
     def __post_init__(self):
-        for key, least in (("non_finite", 1), ("zero_gradient", 0), ("ledger_gap", 0)):
+        for key, least in (("non_finite", 1), ("zero_gradient", 0), ("idle", 0), ("ledger_gap", 0)):
             if not getattr(self, key) >= least:
                 raise UserError(f"config key gates.{key}: found {getattr(self, key)}; accepted: {least} or more")
+        if unknown := [name for name in self.stop if name not in STOPS]:
+            raise UserError(f"config key gates.stop: found {unknown[0]!r}; accepted: some of {', '.join(STOPS)}, or () for none")
 
 
 @dataclasses.dataclass
@@ -95,6 +113,7 @@ class Built:
     recipe: Recipe
     train: TrainConfig
     optimizer: OptimizerConfig
+    probes: ProbesConfig
     gates: GatesConfig
     monitor: str
     minimize: bool
@@ -118,7 +137,8 @@ def _build(run: Run, config: Watched) -> Built:
         raise UserError("config key tensorboard: found True without tensorboardX; accepted: False, or pip install jaxdistill[tensorboard]")
     train = config.train.build(TrainConfig)
     return Built(
-        run=run, train=train, optimizer=config.optimizer.build(OptimizerConfig), gates=config.gates.build(GatesConfig),
+        run=run, train=train, optimizer=config.optimizer.build(OptimizerConfig), probes=config.probes.build(ProbesConfig),
+        gates=config.gates.build(GatesConfig),
         monitor=config.monitor, minimize=config.minimize, tensorboard=config.tensorboard,
         recipe=load(run.spec["recipe"])(config),
     )
@@ -166,11 +186,13 @@ def prepare(built: Built, mesh, *, dry: bool = False) -> Prepared:
         abstract = _shaped(fresh, places)
 
     lr = objective.learning_rate(train.lr, train.warmup, train.final_lr, train.steps)
-    step = state.make_train_step(recipe, groups, tx, lr, micro=train.micro, ema=train.ema,
-                                 gather=sharding.gathering(recipe.sharding_rules, mesh))
+    step = state.make_train_step(
+        recipe, groups, tx, lr, micro=train.micro, ema=train.ema, gather=sharding.gathering(recipe.sharding_rules, mesh),
+        left=functools.partial(optim.left_by_clip, built.optimizer), every=built.probes.every,
+    )
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicate(mesh)))
     names = tuple(optim.path_name(path) for path, _ in jax.tree.leaves_with_path(optim.cut(shapes.params, groups)))
-    gates = Gates(names, (), built.gates.zero_gradient, built.gates.non_finite, built.gates.ledger_gap)
+    gates = Gates(names, (), built.gates.zero_gradient, built.gates.non_finite, built.gates.ledger_gap, built.gates.idle, built.gates.stop)
     return Prepared(built, mesh, fresh, abstract, frozen, groups, step, sharding.batch_sharding(mesh), gates)
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy import stats
 
+from jaxdistill.diagnosis.statistics import interval
 from jaxdistill.training import plan
 from jaxdistill.training.metrics import plain_json, write_json
 
@@ -41,15 +41,6 @@ def _retention(rows: list[dict], headline: str, other: str, which: str, metric: 
         return {}
     baseline, teacher = mean(other, which), mean("teacher")
     return {} if teacher == baseline else {"retention": float((mean(headline) - baseline) / (teacher - baseline))}
-
-
-def interval(differences: list[float]) -> dict:
-    """mean, 95 % interval (None below two values), n."""
-    n, mean = len(differences), float(np.mean(differences))
-    if n < 2:
-        return {"mean": mean, "interval": None, "n": n}
-    half = float(stats.t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / np.sqrt(n))
-    return {"mean": mean, "interval": [mean - half, mean + half], "n": n}
 
 
 def _best_is_last(row: dict | None) -> bool:

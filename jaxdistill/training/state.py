@@ -83,18 +83,18 @@ def _split_floats(tree):
 
 
 def make_gradients(recipe: Recipe, groups, micro: int, gather: Callable = lambda tree: tree) -> Callable:
-    """(params, extra, frozen, batch, weights, knobs, key) -> (grads, total, terms, probes, extra).
+    """(params, extra, frozen, batch, weights, knobs, key, probing=False) -> (grads, total, terms, probes, extra).
 
     `weights` maps each active term to its weight now. k micro-batches give the gradients of one batch, also when
     they hold different numbers of valid tokens: the counts of the whole batch are surveyed first. gather: what is
     done to parameters and teachers before they are computed with (sharding.gathering)."""
 
-    def gradients(params, extra, frozen, batch, weights, knobs, key):
+    def gradients(params, extra, frozen, batch, weights, knobs, key, probing=False):
         train, rest = cut(params, groups), cut(params, groups, frozen=True)
         parts, keys = strided(batch, micro), jax.random.split(key, micro)
 
-        def loss(train, part, key, scale):
-            return recipe.loss(gather(join(train, rest)), extra, gather(frozen), part, Dials(scale, knobs), key)
+        def loss(train, part, key, scale, probing=False):
+            return recipe.loss(gather(join(train, rest)), extra, gather(frozen), part, Dials(scale, knobs, probing), key)
 
         # 1 Survey: the same loss, of which only counts and stats are kept; XLA deletes the rest.
         def survey(part_and_key):
@@ -125,7 +125,7 @@ def make_gradients(recipe: Recipe, groups, micro: int, gather: Callable = lambda
             part, key, pull = part_key_pull
 
             def part_loss(train):
-                share, aux = loss(train, part, key, scale)
+                share, aux = loss(train, part, key, scale, probing)
                 active, _ = _split_floats(aux.stats)
                 pulled = jax.tree.map(lambda p, s: jnp.sum(p * s, dtype=jnp.float32), pull, active)
                 return share + sum(jax.tree.leaves(pulled), jnp.zeros((), jnp.float32)), (share, aux.terms, aux.probes)
@@ -151,12 +151,15 @@ def make_gradients(recipe: Recipe, groups, micro: int, gather: Callable = lambda
 
 
 def make_train_step(
-    recipe: Recipe, groups, tx, lr: Schedule, *, micro: int, ema: float, gather: Callable = lambda tree: tree
+    recipe: Recipe, groups, tx, lr: Schedule, *, micro: int, ema: float, gather: Callable = lambda tree: tree,
+    left: Callable = lambda grads, norm: jnp.ones(()), every: int = 0,
 ) -> Callable:
     """train_step(state, frozen, batch) -> (state, metrics), to be jitted with `state` donated.
 
-    metrics: loss, gap, finite, lr, grad_norm, skipped, streak, terms (the ledger), knobs, groups (norms), probes
-    ((sum, count) pairs), moved (bool [trainable leaves])."""
+    left: (gradients, their norm) -> the share of them that the clip leaves. every: updates from one that is probed to the next,
+    beside the first; 0: none is.
+    metrics: loss, gap, finite, lr, grad_norm, clip, skipped, streak, terms (the ledger), knobs, groups (norms), probing, probes
+    ((sum, count) pairs, of a probed update), moved (bool [trainable leaves])."""
     if unknown := recipe.controls.keys() - {"lr", *recipe.weights}:
         raise ValueError(f"controls {sorted(unknown)} multiply nothing; a control is 'lr' or the name of a weight")
     gradients = make_gradients(recipe, groups, micro, gather)
@@ -166,7 +169,9 @@ def make_train_step(
         weights = objective.weights_at(recipe.weights, state.controls, state.step)
         knobs = {name: schedule(state.step) for name, schedule in recipe.knobs.items()}
         key = jax.random.fold_in(state.rng, state.step)
-        grads, total, terms, seen, extra = gradients(state.params, state.extra, frozen, batch, weights, knobs, key)
+        number = state.step + 1  # as people count them
+        probing = (number == 1) | (number % every == 0) if every else False
+        grads, total, terms, seen, extra = gradients(state.params, state.extra, frozen, batch, weights, knobs, key, probing)
         lines, gap = objective.ledger(terms, weights, recipe.weights, total)
 
         # 4 One optax chain, scaled by the rate of this step.
@@ -192,12 +197,12 @@ def make_train_step(
             step=state.step + 1, params=params, opt=opt, extra=extra, ema=average, ema_weight=weight,
             skipped=state.skipped + jnp.where(good, 0, 1), streak=streak,
         )
-        norms = probes.group_norms(grads, updates, train, trainable)
+        norms = probes.group_norms(grads, train, cut(params, groups), trainable)  # of what really happened, not of what was meant to
         for group in jax.tree.leaves(trainable):
             norms[group.name]["lr"] = rate * group.lr_mult
         metrics = {
-            "loss": total, "gap": gap, "finite": good, "lr": rate, "grad_norm": norm, "skipped": after.skipped,
-            "streak": streak, "terms": lines, "knobs": knobs, "groups": norms, "probes": seen,
+            "loss": total, "gap": gap, "finite": good, "lr": rate, "grad_norm": norm, "clip": left(grads, norm), "skipped": after.skipped,
+            "streak": streak, "terms": lines, "knobs": knobs, "groups": norms, "probing": jnp.asarray(probing), "probes": seen,
             "moved": probes.moved(grads),
         }
         return after, metrics

@@ -60,7 +60,8 @@ def begin(folder: Path, built, ready, want: dict) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, want)
         write_json(folder / "config.json", built.run.values)
-        write_json(folder / "manifest.json", manifest.describe(built, ready))
+        before = _read(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
+        write_json(folder / "manifest.json", manifest.describe(built, ready) | {"preflight": before.get("preflight")})
 
 
 def finished(folder: Path, want: dict) -> dict | None:

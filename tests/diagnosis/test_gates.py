@@ -13,7 +13,7 @@ GATES = Gates(("a", "b", "c"), (frozenset({"fit"}), frozenset({"kd"}), frozenset
 def metrics(moved=(True, True, False), **changes) -> dict:
     line = lambda weight, count: {"raw": 1.0, "weight": weight, "weighted": weight, "count": count}  # noqa: E731
     return {"finite": True, "streak": 0, "skipped": 0, "loss": 1.0, "grad_norm": 1.0, "gap": 0.0, "lr": 0.1, "moved": moved,
-            "terms": {"fit": line(1.0, 4.0), "kd": line(1.0, 4.0)}} | changes
+            "terms": {"fit": line(1.0, 4.0), "kd": line(1.0, 4.0)}, "groups": {"all": {"changed": 1.0}}} | changes
 
 
 def run(gates, several, memory=None) -> tuple[dict, list]:
@@ -68,6 +68,50 @@ def test_patience_0_turns_it_off():
 def test_non_finite_updates_warn_and_then_stop():
     bad = [metrics(finite=False, streak=n, loss=float("nan")) for n in (1, 2)]
     assert run(GATES, bad)[1] == [("non_finite", "warning", 1), ("non_finite", "error", 2)]
+
+
+IDLE = GATES._replace(idle=4)
+
+
+class TestIdle:
+    """Finite updates in a row that could change nothing, or should have and did not."""
+
+    masked = metrics()["terms"] | {name: {"raw": 0.0, "weight": 1.0, "weighted": 0.0, "count": count}
+                                   for name, count in (("fit", 0.0), ("kd", 0.0), ("prior", 1.0))}
+    sick = {
+        "lr_zero": metrics(lr=0.0),
+        "all_masked": metrics(terms=masked),
+        "optimizer_not_stepping": metrics(groups={"a": {"changed": 0.0}, "b": {"changed": 0.0}}),
+    }
+
+    @pytest.mark.parametrize("name", sick)
+    def test_in_a_row_they_stop_the_run_and_are_told_once(self, name):
+        assert run(IDLE, [self.sick[name]] * 3 + [metrics()] + [self.sick[name]] * 3)[1] == []
+        assert run(IDLE, [self.sick[name]] * 12)[1] == [(name, "error", 4)]
+        assert run(IDLE._replace(idle=0), [self.sick[name]] * 12)[1] == []
+
+    @pytest.mark.parametrize("well", [
+        metrics(groups={"a": {"changed": 0.0}, "b": {"changed": 0.01}}),  # a group may rest
+        metrics(groups={"a": {"changed": 0.0}}, grad_norm=0.0),  # nothing to step by: that is another fault
+        metrics(terms={"fit": {"raw": 1.0, "weight": 1.0, "weighted": 1.0, "count": 1.0}}),  # a batch of one example
+        metrics(terms={"fit": {"raw": 1.0, "weight": 1.0, "weighted": 1.0, "count": 1.0},  # and a term that is switched off
+                       "kd": {"raw": 0.0, "weight": 0.0, "weighted": 0.0, "count": 0.0}}),
+        metrics(terms={"fit": {"raw": 1.0, "weight": 1.0, "weighted": 1.0, "count": 9.0},  # one term's examples are all missing
+                       "kd": {"raw": 0.0, "weight": 1.0, "weighted": 0.0, "count": 0.0}}),
+    ])
+    def test_healthy_look_alikes(self, well):
+        assert run(IDLE, [well] * 12)[1] == []
+
+    def test_skipped_updates_neither_count_nor_break_the_row(self):
+        bad, still = metrics(finite=False, streak=1), self.sick["optimizer_not_stepping"]
+        assert [one for one in run(IDLE, [still, bad] * 4)[1] if one[0] != "non_finite"] == [("optimizer_not_stepping", "error", 7)]
+
+
+def test_what_is_not_among_those_that_stop_is_a_warning_and_said_once():
+    lenient = GATES._replace(stop=("non_finite",))
+    assert run(lenient, [metrics(gap=1.0)] * 5)[1] == [("ledger_gap", "warning", 1)]
+    bad = [metrics(finite=False, streak=n) for n in (1, 2, 3)]
+    assert run(GATES._replace(stop=()), bad)[1] == [("non_finite", "warning", n) for n in (1, 2, 3)]  # each one was skipped
 
 
 @pytest.mark.parametrize(("gap", "found"), [(9e-5, []), (2e-4, [("ledger_gap", "error", 1)])])

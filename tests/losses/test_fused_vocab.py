@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill.diagnosis.probes import of_logits
 from jaxdistill.evaluators import language
 from jaxdistill.losses.classification import cross_entropy
 from jaxdistill.losses.divergences import KINDS, divergence, forward_kl
@@ -154,6 +155,45 @@ def test_probes_are_what_evaluation_measures(vocab):
     np.testing.assert_allclose(found["nll"], nll, rtol=1e-6)
 
 
+@pytest.mark.parametrize("vocab", [None, 40])
+def test_probes_are_those_of_the_logits(vocab):
+    """Of the whole batch, however it is walked: `diagnosis.probes.of_logits` of all tokens as rows."""
+    case = Case(smoothing=0.1, vocab=vocab, kd_where=True, bias=True, softcaps=(None, 2.0))
+    arrays = Arrays(case)
+    _, _, found = fused(case, arrays, *arrays.student, probe=True)
+    ours, theirs = (multiplied(case, model, cap, 0.0)[..., :vocab].reshape(33, -1)
+                    for model, cap in ((arrays.student, None), (arrays.teacher, 2.0)))
+    lm, kd = (where.reshape(33) for where in (arrays.where, arrays.kd_where))
+    labels = arrays.labels.reshape(33)
+    wanted = of_logits(ours, lm, labels=labels)
+    wanted = {name: wanted[name] for name in ("entropy", "spread", "correct", "logit_abs_max", "nll")}
+    taught = of_logits(ours, kd, labels=labels, teacher=theirs)
+    wanted |= {name: taught[name] for name in ("teacher_entropy", "teacher_kl", "top1_agreement")}
+    wanted["teacher_nll"] = of_logits(ours, kd & lm, labels=labels, teacher=theirs)["teacher_nll"]
+    assert found.keys() == wanted.keys()
+    for name, pair in wanted.items():
+        np.testing.assert_allclose(found[name], pair, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_a_traced_probe_changes_no_bit_and_shows_nothing_while_it_is_off():
+    case = Case()
+    arrays = Arrays(case)
+
+    @jax.jit
+    def step(probe):
+        def loss(*student):
+            total, terms, probes = fused(case, arrays, *student, probe=probe)
+            return total, (terms, probes)
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(*arrays.student)
+
+    ((on, (terms, seen)), gradients), ((off, (same, unseen)), others) = step(jnp.asarray(True)), step(jnp.asarray(False))
+    for a, b in zip(jax.tree.leaves((on, terms, gradients)), jax.tree.leaves((off, same, others)), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert all(count > 0 for _, count in seen.values())
+    assert {float(x) for x in jax.tree.leaves(unseen)} == {0.0}
+
+
 def test_heads_with_unlike_padding():
     case = Case(vocab=50)
     arrays = Arrays(case)
@@ -218,14 +258,19 @@ def test_what_is_refused(change, message):
         fused_vocab_loss(*arrays.student, arrays.labels, **given)
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "jsd"])
-def test_it_never_holds_the_logits(kind):
-    """Temporary memory at [8192, 50257] stays far below one such array in float32; nothing is allocated to find out."""
+@pytest.mark.parametrize(("kind", "probe"), [("forward_kl", False), ("jsd", False), ("forward_kl", True)])
+def test_it_never_holds_the_logits(kind, probe):
+    """Temporary memory at [8192, 50257] stays far below one such array in float32; nothing is allocated to find out. probe: the
+    update may be looked at."""
     shape = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)  # noqa: E731
     n, vocab = (8, 1024), 50257
     scale = {"lm": shape(), "kd": shape()}
-    call = lambda h, w, y, m, t, s: fused_vocab_loss(h, w, y, scale=s, where=m, teacher=t, kind=kind, chunk=128)[0]  # noqa: E731
-    lowered = jax.jit(jax.grad(call, (0, 1))).lower(
+
+    def call(h, w, y, m, t, s, looked):
+        total, _, seen = fused_vocab_loss(h, w, y, scale=s, where=m, teacher=t, kind=kind, chunk=128, probe=probe and looked)
+        return total, seen
+
+    lowered = jax.jit(jax.grad(call, (0, 1), has_aux=True)).lower(
         shape(*n, 768), shape(vocab, 768), shape(*n, dtype=jnp.int32), shape(*n, dtype=jnp.bool_),
-        (shape(*n, 1600), shape(vocab, 1600)), scale)
+        (shape(*n, 1600), shape(vocab, 1600)), scale, shape(dtype=jnp.bool_))
     assert lowered.compile().memory_analysis().temp_size_in_bytes <= 0.13 * 4 * n[0] * n[1] * vocab
