@@ -278,13 +278,14 @@ def test_a_workdir_below_a_file(files, tmp_path, refused):
     pytest.param(export, ["{job}"], "usage: python -m jaxdistill.export WORKDIR OUT", id="export to nowhere"),
     pytest.param(export, ["{job}", "{tmp}/out", "--run=kd-1"], "--run: found 'kd-1', which is not a finished run of", id="unfinished run"),
     pytest.param(export, ["{job}", "{files}/text"], "files0/text: exists already; accepted: a new folder", id="export into a full folder"),
-    pytest.param(report, ["{tmp}"], "results.json: No such file or directory; accepted: the workdir of a job", id="report of no results"),
-    pytest.param(report, [], "usage: python -m jaxdistill.report WORKDIR", id="report of nothing"),
+    pytest.param(report, ["{tmp}"], "config.json: No such file or directory; accepted: the workdir of a job", id="report of no job"),
+    pytest.param(report, [], "usage: python -m jaxdistill.report WORKDIR [WORKDIR ...]", id="report of nothing"),
+    pytest.param(report, ["{job}", "{job}/runs/.."], "workdirs: found {job} twice; accepted: each once", id="report of one job twice"),
 ])
 def test_another_command(command, args, said, files, finished, tmp_path, refused):
     args = [arg.format(files=files, job=finished, tmp=tmp_path) for arg in args]
     before = contents(finished)
-    assert said in refused(lambda: command.main(["command", *args]))
+    assert said.format(job=finished) in refused(lambda: command.main(["command", *args]))
     assert not list(tmp_path.iterdir())
     assert contents(finished) == before
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from jaxdistill.diagnosis.plots import COLOURS, GREY, _figure, _look
+from jaxdistill.diagnosis.plots import COLOURS, GREY, new_figure, style
 
 NAMED = 24  # classes whose names fit on an axis
 SURE = 10  # rows of a bin that is not pale
@@ -24,7 +24,7 @@ def confusion(table: np.ndarray, names: Sequence[str] | None = None, worst: int 
     names = [str(i) for i in range(classes)] if names is None else list(names)
     rows = table.sum(axis=1)
     share = table / np.maximum(rows, 1)[:, None]
-    figure, axes = _figure(width=8.6, height=5.0, panels=2)
+    figure, axes = new_figure(width=8.6, height=5.0, panels=2)
     axis, words = axes
     figure.get_layout_engine().set(wspace=0.05)
     axis.grid(visible=False)
@@ -64,8 +64,8 @@ def shapes(
     order = np.argsort(moved)
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
     columns = min(4, len(chosen))
-    figure, axes = _figure(width=2.1 * columns + 0.4, height=1.7 * math.ceil(len(chosen) / columns) + 0.5, panels=columns,
-                           rows=math.ceil(len(chosen) / columns))
+    figure, axes = new_figure(width=2.1 * columns + 0.4, height=1.7 * math.ceil(len(chosen) / columns) + 0.5, panels=columns,
+                              rows=math.ceil(len(chosen) / columns))
     drawn = curves[chosen] if target is None else np.concatenate([curves[chosen], target[None]])
     low, high = drawn.min(), drawn.max()
     pad = 0.05 * max(high - low, 1e-6)
@@ -88,7 +88,7 @@ def shapes(
 def reliability(found: Mapping[str, tuple]) -> Figure:
     """name -> (count, confidence, correct), each [bins], as evaluators.calibration.reliability gives them: a panel each with what was
     so (bars), how far that is from what was claimed (red), and below how many rows each bin has: bars of fewer than 10 are pale."""
-    figure, axes = _figure(width=3.2 * len(found) + 0.6, height=4.2, panels=len(found), rows=2, height_ratios=(3, 1))
+    figure, axes = new_figure(width=3.2 * len(found) + 0.6, height=4.2, panels=len(found), rows=2, height_ratios=(3, 1))
     for column, (name, (count, confidence, correct)) in enumerate(found.items()):
         upper, lower = axes[column], axes[len(found) + column]
         edges, here, total = np.linspace(0, 1, len(count) + 1), count > 0, max(count.sum(), 1)
@@ -114,9 +114,9 @@ def reliability(found: Mapping[str, tuple]) -> Figure:
 def memory(delays: np.ndarray, curves: Mapping[str, np.ndarray]) -> Figure:
     """Memory curve of a reservoir (Jaeger 2001). delays: int [steps]; curves: name -> [steps], the squared correlation of the input that
     many steps ago with its best linear readout from the state now, 0 to 1; the legend has its sum, the memory capacity."""
-    figure, (axis,) = _figure()
+    figure, (axis,) = new_figure()
     for index, (name, values) in enumerate(curves.items()):
-        axis.plot(delays, values, marker="o", markersize=2.5, linewidth=1.2, label=f"{name} (capacity {values.sum():.1f})", **_look(index))
+        axis.plot(delays, values, marker="o", markersize=2.5, linewidth=1.2, label=f"{name} (capacity {values.sum():.1f})", **style(index))
     axis.set(xlabel="delay in steps", ylabel="r² of the input recalled", ylim=(-0.03, 1.03), title="memory of the reservoir")
     axis.legend(fontsize=8, frameon=False)
     return figure
@@ -127,25 +127,33 @@ def collapse(points: Mapping[str, tuple[float, float]], classes: int, target: tu
 
     Entropy + spread = H(mean p), log classes at most, so that all lies below the diagonal; at its left upper end predictions are
     one-hot (saturation), at the bottom all are alike, whatever they say (no variation)."""
-    figure, (axis,) = _figure(width=6.6, height=4.6)
+    figure, (axis,) = new_figure(width=6.6, height=4.6)
     top = math.log(classes)
-    least, most = -0.06 * top, 1.06 * top
-    axis.fill_between([least, most], [top - least, top - most], most, color=GREY, alpha=0.12, linewidth=0)
-    axis.plot([0, top], [top, 0], color=GREY, linewidth=1)
+    corners(axis, top)
     axis.text(0.30 * top, 0.72 * top, f"H(mean p) = log {classes}", rotation=-45, transform_rotates_text=True, fontsize=8, color=GREY,
               rotation_mode="anchor")
-    axis.axvspan(least, 0.06 * top, ymax=0.9, color=COLOURS[1], alpha=0.10, linewidth=0)
-    axis.axhspan(least, 0.03 * top, color=COLOURS[4], alpha=0.16, linewidth=0)
     axis.text(0, 0.52 * top, "saturated: every prediction one-hot", fontsize=8, color=COLOURS[1], rotation=90, va="center", ha="center")
     axis.text(0.1 * top, -0.028 * top, "no variation: the same for all examples", fontsize=8, color="#9a5c10", va="center")
     for index, (name, point) in enumerate(points.items()):
         axis.plot(*point, marker="osD^vP"[index % 6], markersize=7, linestyle="none", label=name, color=COLOURS[index % len(COLOURS)])
     if target is not None:
         axis.plot(*target, marker="*", markersize=13, linestyle="none", color="black", label="the targets")
-    axis.set(xlim=(least, most), ylim=(least, most), xlabel="entropy of a prediction, mean H(p), nats",
-             ylabel="spread, H(mean p) − mean H(p), nats", title="entropy of predictions, and their spread")
+    axis.set(xlabel="entropy of a prediction, mean H(p), nats", ylabel="spread, H(mean p) − mean H(p), nats",
+             title="entropy of predictions, and their spread")
     axis.legend(fontsize=8, frameon=True, framealpha=0.9, edgecolor="none", loc="upper right")
     return figure
+
+
+def corners(axis, top: float, *, line: bool = True) -> None:
+    """Marks both collapses in the plane of entropy and spread, whose sum is at most `top`: at the left saturation (red), at the bottom no
+    variation (orange). line: with the bound itself, beyond which nothing lies."""
+    least, most = -0.06 * top, 1.06 * top
+    if line:
+        axis.fill_between([least, most], [top - least, top - most], most, color=GREY, alpha=0.12, linewidth=0)
+        axis.plot([0, top], [top, 0], color=GREY, linewidth=1)
+    axis.axvspan(least, 0.06 * top, ymax=0.9, color=COLOURS[1], alpha=0.10, linewidth=0)
+    axis.axhspan(least, 0.03 * top, color=COLOURS[4], alpha=0.16, linewidth=0)
+    axis.set(xlim=(least, most), ylim=(least, most))
 
 
 def _short(number: int) -> str:
