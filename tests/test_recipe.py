@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import UserError
-from jaxdistill.recipe import Rest, Schedule, load, while_on
+from jaxdistill.recipe import Rest, Schedule, load, probed, while_on
 from jaxdistill.training import objective
 from tests import toy
 
@@ -88,3 +88,21 @@ class TestLoad:
             load("mine.short")
         with pytest.raises(AttributeError, match="nosuch"):
             load("mine.typo")
+
+
+class TestProbed:
+    def test_it_is_zeros_while_nobody_looks_and_one_program_serves_both(self):
+        program = jax.jit(lambda on, x: probed(on, lambda x: {"sum": (jnp.sum(x), jnp.ones(()))}, x))
+        seen, unseen = (program(jnp.asarray(on), jnp.arange(3.0)) for on in (True, False))
+        assert jax.tree.map(float, (seen, unseen)) == ({"sum": (3.0, 1.0)}, {"sum": (0.0, 0.0)})
+        assert program._cache_size() == 1
+        assert "cond" in str(jax.make_jaxpr(lambda x: probed(jnp.asarray(True), lambda x: {"sum": jnp.sum(x)}, x))(1.0))
+
+    def test_where_nobody_ever_looks_nothing_is_traced(self):
+        assert probed(False, lambda: pytest.fail("it was asked")) == {}
+
+    def test_it_is_cut_off_from_the_gradient(self):
+        def loss(x):
+            return jnp.sum(x) + sum(probed(jnp.asarray(True), lambda x: {"square": jnp.sum(x * x)}, x).values())
+
+        assert jax.grad(loss)(jnp.arange(3.0)).tolist() == [1.0, 1.0, 1.0]

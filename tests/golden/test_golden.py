@@ -35,4 +35,5 @@ def test_three_updates(job, recipe):  # noqa: F811
     if os.environ.get("JAXDISTILL_UPDATE_GOLDEN"):
         FILE.write_text(json.dumps(golden | {recipe: found}, indent=1, sort_keys=True) + "\n")
     else:
-        assert found == pytest.approx(golden[recipe], rel=1e-4, abs=1e-7)
+        known = {key: found.get(key) for key in golden[recipe]}  # a key that came since then is no change of a number
+        assert known == pytest.approx(golden[recipe], rel=1e-4, abs=1e-7)

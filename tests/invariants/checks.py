@@ -42,6 +42,7 @@ class Case:
       taught: () -> (a run of the same terms, parameters with which its student is its teacher).
       zero: the terms that are then 0. maskable: the terms to which `padded` and `masked` apply; None: all.
       inert: regex of leaves that cannot matter by arithmetic, so that their gradient is rounding alone.
+      looks: probes that are there when an update is looked at, and only then.
     """
 
     ready: Prepared
@@ -53,6 +54,7 @@ class Case:
     zero: tuple[str, ...] = ()
     maskable: tuple[str, ...] | None = None
     inert: str = r"(?!)"
+    looks: tuple[str, ...] = ("entropy", "spread", "correct", "logit_abs_max")
     programs: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -98,8 +100,9 @@ def weights_of(recipe, controls: dict | None = None, at: float = 1e9) -> dict:
     return objective.weights_at(recipe.weights, controls or {}, jnp.asarray(at))
 
 
-def measure(case: Case, batch=None, *, micro=1, params=None, frozen=None, weights=None, knobs=None) -> Found:
-    """The gradient, as one update forms it. weights: of the terms that are to count; the others have 0."""
+def measure(case: Case, batch=None, *, micro=1, params=None, weights=None, knobs=None, probing=False) -> Found:
+    """The gradient, as one update forms it. weights: of the terms that are to count; the others have 0. probing: whether the update is
+    one of those that are looked at, by the same program."""
     recipe, s = case.recipe, case.ready.state
     program = case.kept(("gradients", micro), lambda: jax.jit(
         state.make_gradients(recipe, case.ready.groups, micro), compiler_options=QUICK))
@@ -109,8 +112,8 @@ def measure(case: Case, batch=None, *, micro=1, params=None, frozen=None, weight
     turned = {name: schedule(jnp.asarray(1e9)) for name, schedule in recipe.knobs.items()}
     turned |= {name: jnp.asarray(value, jnp.float32) for name, value in (knobs or {}).items()}
     batch = jax.tree.map(jnp.asarray, case.batch if batch is None else batch)
-    given = s.params if params is None else params, s.extra, case.ready.frozen if frozen is None else frozen
-    return Found(*program(*given, batch, every, turned, jax.random.key(0))[:4])
+    given = s.params if params is None else params, s.extra, case.ready.frozen
+    return Found(*program(*given, batch, every, turned, jax.random.key(0), jnp.asarray(probing))[:4])
 
 
 def gap(a, b) -> float:
@@ -175,6 +178,16 @@ def micro_batches_are_one_batch(case: Case, micro: int) -> None:
     same(found, one, EXACT)
 
 
+def probes_change_no_bit(case: Case) -> None:
+    """Of the gradient and the ledger, by the program that serves both; and where nobody looks there is nothing to see."""
+    plain, found = measure(case), measure(case, probing=True)
+    for a, b in zip(*(jax.tree.leaves((each.grads, each.total, each.terms)) for each in (plain, found)), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    new = {name for name, (_, count) in found.probes.items() if count > 0 and not plain.probes[name][1]}
+    assert new >= set(case.looks)
+    assert all(np.isfinite(float(total)) for total, _ in found.probes.values())
+
+
 def counts_do_not_depend_on_parameters(case: Case) -> None:
     lost = jax.tree.map(lambda x: x * jnp.nan, case.ready.state.params)
     found = measure(case, params=lost)
@@ -195,10 +208,11 @@ def the_teacher_gets_no_gradient(case: Case) -> None:
         terms, _ = recipe.whole(s.params, s.extra, aux.stats, knobs)
         return share + sum(weights[name] * term.sum for name, term in terms.items())
 
-    pull = jax.jit(jax.grad(total), compiler_options=QUICK)(case.ready.frozen["teacher"])
+    program = jax.jit(jax.value_and_grad(total), compiler_options=QUICK)
+    value, pull = program(case.ready.frozen["teacher"])
     assert all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves(pull))
-    other = jax.tree.map(lambda x: x * 1.5, case.ready.frozen["teacher"])
-    assert abs(float(measure(case, frozen=case.ready.frozen | {"teacher": other}).total - measure(case).total)) > 1e-4
+    other, _ = program(jax.tree.map(lambda x: x * 1.5, case.ready.frozen["teacher"]))
+    assert abs(float(other / value) - 1) > 1e-4
 
 
 def every_trainable_leaf_is_reached_by_a_term(case: Case) -> None:
@@ -291,6 +305,9 @@ class Invariants:
     @pytest.mark.parametrize("micro", [2, 4])
     def test_micro_batches_are_one_batch(self, case, micro):
         micro_batches_are_one_batch(case, micro)
+
+    def test_probes_change_no_bit(self, case):
+        probes_change_no_bit(case)
 
     def test_counts_do_not_depend_on_parameters(self, case):
         counts_do_not_depend_on_parameters(case)

@@ -17,14 +17,6 @@ MODEL = dict(patch=4, width=16, depth=1, heads=2)
 OFF = 4  # rows i, i + 4, ... are partners: also in 4 micro-batches
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Initialisation too is compiled with little optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def config(**changes) -> ConfigDict:
     c = defaults()
     c.mesh, c.monitor, c.minimize = (1, 1, 1), "validation/mAP", False

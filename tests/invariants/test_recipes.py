@@ -44,7 +44,7 @@ class TestToy(Invariants):
         return Case(
             one, {name: value[order] for name, value in rows.items()}, remade=ready, padded=padded,
             masked=lambda batch: batch | {"where": np.zeros_like(batch["where"])},
-            taught=lambda: (one, jax.tree.map(jnp.copy, one.frozen["teacher"])), zero=("kd",), maskable=("fit",),
+            taught=lambda: (one, jax.tree.map(jnp.copy, one.frozen["teacher"])), zero=("kd",), maskable=("fit",), looks=(),
         )
 
 

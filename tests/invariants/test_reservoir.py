@@ -1,6 +1,5 @@
 """Every check, of reservoir with a trained reservoir and a KAF readout."""
 
-import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -11,14 +10,6 @@ from tests.invariants import checks
 from tests.invariants.checks import Case, Invariants
 
 DATA = dict(source="actions", classes=4, subjects=6, takes=2, length=8, test=0.2, validation=0.2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Initialisation too is compiled with little optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def ready(mesh=(1, 1, 1)) -> prepare.Prepared:

@@ -1,6 +1,5 @@
 """Every check, of soft_label on graphs with every term on; and of the MLP with a focal loss, those that differ there."""
 
-import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -15,14 +14,6 @@ EVERY = dict(
     smoothing=0.1, temperature=2.0, norm_cap=3.0, entropy_weight=0.7, entropy_floor=2.05, entropy_kind="quadratic", confidence_weight=0.3,
     max_suppression=0.2, margin_weight=0.4, margin=0.1, class_weights="effective", beta=0.9, final_decay=0.01, guards=False,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Initialisation too is compiled with little optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def config(kind: str, **changes) -> ConfigDict:
@@ -72,7 +63,7 @@ class TestEveryTerm(Invariants):
         found = checks.measure(case)
         assert set(found.terms) == {"kl", "entropy_floor", "confidence", "max_suppression", "margin"}
         assert all(value > 1e-5 for value in found.raw.values()), found.raw
-        assert set(found.probes) == {"logit_max", "logit_min", "logit_range", "logit_norm", "entropy"}
+        assert {"logit_max", "logit_min", "logit_range", "logit_norm"} < set(found.probes)
 
     @pytest.mark.parametrize("micro", [4])  # 2 is below: each costs a program
     def test_micro_batches_are_one_batch(self, case, micro):

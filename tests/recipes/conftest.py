@@ -35,6 +35,7 @@ def config(folder: Path) -> ConfigDict:
     c.lm = ConfigDict(dict(smoothing=0.0))
     c.kd = ConfigDict(dict(weight=((0.0, 0.5),), temperature=((0.0, 2.0),)))
     c.train.update(dict(steps=8, batch=8, lr=1e-2, eval_every=4, checkpoint_every=4))
+    c.probes.every = 1
     c.runs = ("kd",)
     c.run = ConfigDict(dict(kd=dict(recipe="student_aware")))
     return c

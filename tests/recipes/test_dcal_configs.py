@@ -38,11 +38,9 @@ def only(config: ConfigDict, *runs: str) -> ConfigDict:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick():
-    """Programs of toys are compiled longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def _forgotten():
+    """What is loaded here is of no use to others."""
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     images.load.cache_clear()
 
 

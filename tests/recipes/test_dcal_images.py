@@ -10,7 +10,7 @@ from PIL import Image
 from jaxdistill import UserError
 from jaxdistill.data import images
 from jaxdistill.training import loop
-from tests.recipes.test_dcal import DATA, MODEL, _quick, config, ready  # noqa: F401  (a fixture)
+from tests.recipes.test_dcal import DATA, MODEL, _forgotten, config, ready  # noqa: F401  (a fixture)
 
 
 def test_reid(tmp_path):

@@ -94,14 +94,21 @@ def test_kd_at_weight_0_leaves_the_teacher_out_of_the_step(job):
 
 
 def test_bits_per_byte_by_hand():
-    """Uniform over 256 ids of one byte each: 8 bits a byte; padding and uncounted tokens are left out."""
+    """Uniform over 256 ids, of which the odd ones have two bytes: 8 bits a token; padding and uncounted tokens are left out."""
     labels, where = jnp.arange(12).reshape(2, 6), jnp.arange(6)[None] < jnp.asarray([[6], [2]])
-    sums = language.sums(jnp.zeros((2, 6, 256)), labels, where, jnp.ones(256, jnp.int32), jnp.zeros((2, 6, 256)))
+    sums = language.sums(jnp.zeros((2, 6, 256)), labels, where, 1 + jnp.arange(256) % 2, jnp.zeros((2, 6, 256)))
     found = language.finish({name: np.stack([value, value]) for name, value in sums.items()})
-    assert found["bits_per_byte"] == pytest.approx(8, rel=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(8 * 8 / 12, rel=1e-6)
     assert found["perplexity"] == pytest.approx(256, rel=1e-5)
     assert found["teacher_kl"] == pytest.approx(0, abs=1e-6)
     assert found["top1_agreement"] == found["top5_agreement"] == 1
+
+
+@pytest.mark.parametrize("nll", [0.5, 30.0, 699.0])
+def test_perplexity_is_not_clamped(nll):
+    """485,165,195 is exp(20), and was reported of losses beyond it."""
+    found = language.finish({"tokens": np.array([2.0]), "bytes": np.array([9.0]), "nll": np.array([2 * nll])})
+    assert math.log(found["perplexity"]) == pytest.approx(nll)
 
 
 def test_top_k_agreement_is_where_the_teachers_choice_ranks():

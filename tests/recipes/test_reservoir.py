@@ -12,6 +12,9 @@ from configs import reservoir as config_file
 from jaxdistill import UserError
 from jaxdistill.data import sequences
 from jaxdistill.evaluators import classification
+from jaxdistill.models import readout as models
+from jaxdistill.models import reservoir as reservoirs
+from jaxdistill.models.kaf import KAFConfig
 from jaxdistill.recipe import Dials
 from jaxdistill.recipes.reservoir import PlateauConfig, plateau
 from jaxdistill.training import loop, optim, plan, prepare, sharding
@@ -20,14 +23,6 @@ from tests.training.test_loop import interrupt
 
 DATA = dict(source="actions", classes=4, subjects=6, takes=1, length=10, test=0.2, validation=0.2)
 READOUT = dict(kernels=(3,), filters=4, pooling=4, hidden=8, pieces=2, width=6)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    """Programs of toys are compiled longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def config(**changes) -> ConfigDict:
@@ -61,24 +56,25 @@ def table(tmp_path, **arrays) -> dict:
     return dict(data=ConfigDict(dict(source="npz", path=str(tmp_path / "set.npz"), split="stratified", test=0.25, validation=0.25)))
 
 
-# A job
+# A job, with everything that is fitted before the first update
+FITTED = dict(readout=READOUT | dict(statistics=("mean", "step", "min"), standardise=True))
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """(workdir, row)"""
     workdir = tmp_path_factory.mktemp("reservoir") / "job"
-    return workdir, loop.run(config(), workdir, quiet=True)["rows"][0]
+    return workdir, loop.run(config(**FITTED), workdir, quiet=True)["rows"][0]
 
 
 def test_a_run_measures_what_it_predicts(job):
     """Of the test split, from its last checkpoint, by the functions of arrays alone."""
     workdir, row = job
-    one = ready()
+    one = ready(**FITTED)
     checkpoints = loop.Checkpoints(workdir / "runs/kaf-0/checkpoints", minimize=True)
     state, _ = checkpoints.load(4, one.abstract)
     checkpoints.close()
-    found = built().evaluators["test"]
+    found = built(**FITTED).evaluators["test"]
     test = sequences.load(sequences.SequenceConfig(**DATA)).splits["test"]
     batch = jax.device_put(test.take(np.arange(len(test))) | {"valid": np.ones(len(test), bool)})
     arrays = jax.device_get(found.measure(state.params, prepare.Variables(state.params, state.extra), one.frozen, batch))
@@ -101,8 +97,8 @@ def test_a_resumed_run_is_the_same_to_the_bit(job, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt(patch, at=2)
         with pytest.raises(loop.Interrupted):
-            loop.run(config(), tmp_path, quiet=True)
-    again = loop.run(config(), tmp_path, quiet=True)["rows"][0]
+            loop.run(config(**FITTED), tmp_path, quiet=True)
+    again = loop.run(config(**FITTED), tmp_path, quiet=True)["rows"][0]
     assert again | {"seconds": 0} == row | {"seconds": 0}
     assert (tmp_path / "runs/kaf-0/metrics.jsonl").read_bytes() == (workdir / "runs/kaf-0/metrics.jsonl").read_bytes()
 
@@ -154,6 +150,32 @@ def test_the_scaler_is_fitted_on_the_frames_that_train(tmp_path, caplog):
     assert len(frames) < everything["x"].shape[0] * everything["x"].shape[1]
 
 
+def test_statistics_are_standardised_on_what_trains(tmp_path):
+    """Each by its mean and deviation over the training split, of what the fixed reservoir makes of the scaled frames."""
+    chosen = READOUT | dict(standardise=True, norm=False, parts=("statistics",))
+    changes = table(tmp_path, length=1 + np.arange(24) % 5) | dict(readout=chosen)
+    one = ready(**changes)
+    recipe, frozen = one.built.recipe, one.frozen
+    variables = recipe.calibrate(prepare.Variables(one.state.params, one.state.extra), frozen, None)
+    split = sequences.load(sequences.SequenceConfig(**changes["data"].to_dict())).splits["train"]
+    batch = split.take(np.arange(len(split)))
+    where = np.arange(5)[None] < batch["length"][:, None]
+    scaled = (batch["x"] - np.asarray(variables.extra["mean"])) / np.asarray(variables.extra["std"])
+    inputs = jnp.where(where[..., None], scaled, 0)
+    states = np.concatenate(list(reservoirs.run(frozen["reservoir"], jnp.full(2, 0.3), inputs, jnp.asarray(where))), axis=-1)
+    rows = [one[:length] for one, length in zip(states.astype(np.float64), batch["length"], strict=True)]
+    vectors = np.stack([np.concatenate([x.mean(0), x.max(0), x.std(0)]) for x in rows])
+    found = {name: np.asarray(value) for name, value in variables.extra["statistics"].items()}
+    np.testing.assert_allclose(found["mean"], vectors.mean(0), atol=1e-5)
+    np.testing.assert_allclose(found["std"], vectors.std(0), atol=1e-5)
+    measured = jax.jit(recipe.evaluators["test"].measure)(
+        one.state.params, variables, frozen, jax.device_put(batch | {"valid": np.ones(len(split), bool)}))
+    readout = models.Readout(models.ReadoutConfig(**chosen), KAFConfig(), 3)
+    wanted = (vectors - vectors.mean(0)) / vectors.std(0)
+    logits, _ = jax.jit(readout.apply)({"params": one.state.params["readout"]}, wanted.astype(np.float32))
+    np.testing.assert_allclose(measured["logits"], logits, atol=1e-3)
+
+
 def test_inputs_are_scaled(one):
     """What is measured does not depend on the unit of the inputs once the scaler is fitted to it."""
     recipe = one.built.recipe
@@ -166,6 +188,16 @@ def test_inputs_are_scaled(one):
     np.testing.assert_allclose(scaled["logits"], plain["logits"], atol=1e-3)
 
 
+def test_an_evaluation_draws_nothing():
+    """Dropout is of training: the same example, wherever it stands in the batch, is measured as the same."""
+    recipe = ready().built.recipe
+    variables = recipe.init(jax.random.key(0))
+    batch = jax.device_put(next(recipe.data("train", 0)))
+    same = {name: jnp.broadcast_to(value[:1], value.shape) for name, value in batch.items()}
+    logits = jax.jit(recipe.evaluators["validation"].measure)(variables.params, variables, recipe.frozen(None), same)["logits"]
+    np.testing.assert_allclose(logits, jnp.broadcast_to(logits[:1], logits.shape), atol=1e-6)
+
+
 # The loss
 
 
@@ -175,7 +207,7 @@ def losses(one, batch, params=None):
     params = s.params if params is None else params
 
     def values(params):
-        _, aux = recipe.loss(params, s.extra, one.frozen, batch, Dials({"loss": 1.0, "alpha": 1.0}, {}), jax.random.key(0))
+        _, aux = recipe.loss(params, s.extra, one.frozen, batch, Dials({"loss": 1.0, "alpha": 1.0}, {}, True), jax.random.key(0))
         whole, _ = recipe.whole(params, s.extra, aux.stats, {})
         measured = recipe.evaluators["test"].measure(params, prepare.Variables(params, s.extra), one.frozen, batch)
         return {name: term.sum / term.count for name, term in (aux.terms | whole).items()}, measured["logits"], aux.probes
@@ -306,6 +338,9 @@ def test_a_variant_builds(variant, tmp_path):
     (dict(plateau=dict(patience=2), data=DATA | dict(validation=0.0)),
      "config key plateau.patience: found 2 without a validation split; accepted: 0"),
     (dict(readout=READOUT | dict(activation="tanh")), "config key readout.activation: found 'tanh'; accepted: kaf, kaf2d, relu, elu, gelu"),
+    (dict(readout=READOUT | dict(standardise=True), reservoir=dict(fusion="convex")),
+     ("config key readout.standardise: found True with reservoir.trained False, reservoir.fusion 'convex'; accepted: False, or states "
+      "that do not train (False, 'concat')")),
     (dict(reservoir=dict(leak=(2.0, 1.0))),
      "config key reservoir.leak: found (2.0, 1.0); accepted: (forward, backward), each above 0 and at most 1"),
 ])  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import UserError
-from jaxdistill.training import checkpoint, loop, metrics, plan, store
+from jaxdistill.training import checkpoint, loop, metrics, plan, state, store
 from tests import jobs, toy
 from tests.training.killed import MOMENTS
 
@@ -81,6 +81,7 @@ class TestResume:
         numbered = [line["step"] for line in reference["lines"] if "loss" in line]
         assert numbered == list(range(1, 13))
         assert [line["step"] for line in reference["lines"] if "evaluation" in line] == [4, 8, 12]
+        assert [line["step"] for line in reference["lines"] if "deep" in line] == [8]  # and the resumed runs have the same
         assert not any("findings" in line for line in reference["lines"])  # a healthy run trips no gate
         assert reference["memory"]["recipe"] == {"seen": [4, 8, 12]}
         assert len({line["probes"]["order"] for line in reference["lines"] if "loss" in line}) == 12
@@ -162,6 +163,25 @@ class TestResume:
         assert (a["state"], a["lines"]) == (b["state"], b["lines"])
 
 
+def test_what_is_measured_and_exported_is_the_average(tmp_path):
+    """The evaluation's line, the row of the table and the export are of the deployed student, which is not the last parameters."""
+    config = changed(jobs.toy(), **{"train.steps": 3, "train.eval_every": 3, "train.lr": 0.1})
+    row = loop.run(config, tmp_path, quiet=True)["rows"][0]
+    folder, ready = tmp_path / "runs/toy-0", jobs.ready(config)
+    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+    last, _ = checkpoints.load(3, ready.abstract)
+    checkpoints.close()
+    average = state.deployed(last)
+    (evaluation,) = [line["evaluation"] for line in lines(folder) if "evaluation" in line]
+    for test, found in ((False, evaluation["validation/error"]), (True, row["error"])):
+        error, of_the_last = (next(iter(loop.evaluate(ready, params, last.extra, test=test, cache={}).values()))
+                              for params in (average, last.params))  # fmt: skip
+        assert found == pytest.approx(error, rel=1e-6)
+        assert abs(of_the_last / error - 1) > 1e-3
+    toy.export(jax.device_get(average), tmp_path / "wanted")
+    assert (folder / "export/params").read_bytes() == (tmp_path / "wanted/params").read_bytes()
+
+
 class TestSick:
     def sick(self, config, workdir, match):
         for _ in range(2):  # and again on a rerun, without training
@@ -196,7 +216,14 @@ class TestSick:
             loop.run(jobs.toy(), tmp_path, quiet=True)
         identity = tmp_path / "runs/toy-0/identity.json"
         identity.write_text(identity.read_text().replace('"teacher": 7', '"teacher": 8'))
-        self.sick(jobs.toy(), tmp_path, "frozen_moved")
+        self.sick(jobs.toy(), tmp_path, "frozen_moved: update 8")
+        assert [line["findings"][0]["name"] for line in lines(tmp_path / "runs/toy-0") if "findings" in line] == ["frozen_moved"]
+
+    def test_what_stops_can_be_chosen(self, tmp_path):
+        config = changed(jobs.toy(dead=True), **{"gates.stop": ("non_finite",), "train.steps": 11})
+        assert loop.run(config, tmp_path, quiet=True)["rows"][0]["steps"] == 11
+        (found,) = [line["findings"][0] for line in lines(tmp_path / "runs/toy-0") if "findings" in line]
+        assert (found["name"], found["severity"]) == ("zero_gradient", "warning")
 
     def test_calibrate_may_write_what_is_frozen(self, tmp_path, monkeypatch):
         def make(config, old=toy.make):

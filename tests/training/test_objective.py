@@ -99,16 +99,18 @@ class TestTerms:
         assert {name: float(value) for name, value in weights.items()} == {"fit": 1.0, "kd": 0.25}
 
     def test_the_ledger(self):
-        schedules = self.weights(fit=1.0, kd=0.5, off=0.0)
-        terms = {"fit": Term(jnp.asarray(6.0), jnp.asarray(3)), "kd": Term(jnp.asarray(0.0), jnp.asarray(0), jnp.asarray(2.0))}
+        schedules = self.weights(fit=1.0, kd=0.5, learned=2.0, off=0.0)
+        terms = {"fit": Term(jnp.asarray(6.0), jnp.asarray(3)), "kd": Term(jnp.asarray(0.0), jnp.asarray(0), jnp.asarray(2.0)),
+                 "learned": Term(jnp.asarray(8.0), jnp.asarray(2), jnp.asarray(0.25))}
         weights = objective.weights_at(schedules, {}, jnp.asarray(0))
-        lines, gap = objective.ledger(terms, weights, schedules, jnp.asarray(2.0))
+        lines, gap = objective.ledger(terms, weights, schedules, jnp.asarray(4.0))
         plain = jax.tree.map(float, lines)
         assert plain["fit"] == {"raw": 2.0, "weight": 1.0, "weighted": 2.0, "count": 3.0}
         assert plain["kd"] == {"raw": 0.0, "weight": 0.5, "weighted": 0.0, "count": 0.0}
+        assert plain["learned"] == {"raw": 4.0, "weight": 2.0, "weighted": 2.0, "count": 2.0}
         assert plain["off"] == {"raw": 0.0, "weight": 0.0, "weighted": 0.0, "count": 0.0}
         assert float(gap) == 0.0
-        _, gap = objective.ledger(terms, weights, schedules, jnp.asarray(2.2))
+        _, gap = objective.ledger(terms, weights, schedules, jnp.asarray(4.4))
         np.testing.assert_allclose(gap, 0.1, rtol=1e-5)
 
     def test_a_react_control_reaches_the_step(self):

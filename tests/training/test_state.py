@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill.recipe import Term
-from jaxdistill.training import objective, state
+from jaxdistill.recipe import Dials, Term
+from jaxdistill.training import objective, optim, state
+from jaxdistill.training.metrics import record
+from jaxdistill.training.optim import cut, join
 from tests import jobs, toy
 
 RAGGED = {"train.lr": 0.1, "optimizer.name": "sgd", "optimizer.clip": 0.0}
@@ -90,6 +92,24 @@ class TestMicroBatches:
         naive = jax.tree.map(lambda *g: sum(g) / 4, *means)
         assert gap(naive, one[0]) > 1e-2
 
+    def test_the_gradient_is_that_of_the_total(self, sgd, one):
+        """Also what reaches the parameters through the examples' arrays that the terms of the whole batch are made of."""
+        s, recipe = sgd.state, sgd.built.recipe
+        weights = objective.weights_at(recipe.weights, {}, jnp.asarray(0))
+        rest = cut(s.params, sgd.groups, frozen=True)
+
+        @jax.jit
+        def total(train):
+            params = join(train, rest)
+            scale = weights | {name: weights[name] / one[2][name].count for name in ("fit", "kd")}
+            share, aux = recipe.loss(params, s.extra, sgd.frozen, batch(), Dials(scale, {}), jax.random.key(0))
+            contrast = recipe.whole(params, s.extra, aux.stats, {})[0]["contrast"]
+            return share + weights["contrast"] * contrast.sum / contrast.count
+
+        value, grads = jax.value_and_grad(total)(cut(s.params, sgd.groups))
+        assert abs(one[1] / value - 1) < 3e-6
+        assert gap(one[0], grads) < 3e-6
+
     @pytest.mark.parametrize("micro", [1, 2, 4])
     def test_whole_sees_every_example_once_in_order(self, micro):
         def change(recipe):
@@ -144,6 +164,7 @@ class TestSkip:
             assert np.asarray(a).tobytes() == b.tobytes()
         assert not metrics["finite"]
         assert (int(after.step), int(after.skipped), int(after.streak)) == (2, 1, 1)
+        assert {(float(group["changed"]), float(group["update_ratio"])) for group in metrics["groups"].values()} == {(0.0, 0.0)}
         again, _ = adam.step(after, adam.frozen, adam.place(bad))
         assert (int(again.step), int(again.skipped), int(again.streak)) == (3, 2, 2)
         final, metrics = adam.step(again, adam.frozen, adam.place(good))
@@ -188,6 +209,70 @@ class TestAverage:
         now, _ = ready.step(ready.state, ready.frozen, ready.place(batch()))
         assert now.ema is None
         assert state.deployed(now) is now.params
+
+
+def test_an_update_is_of_its_step():
+    """Of SGD with decay and two micro-batches, three times: parameters less the rate of this step, times the gradient at the weights and
+    with the draws of this step. Not of the step before, of every other call, or of a count of micro-batches."""
+
+    def change(recipe):
+        def loss(params, extra, frozen, batch, dials, key):
+            noise = 0.1 * jax.random.normal(key, batch["x"].shape)
+            return recipe.loss(params, extra, frozen, batch | {"x": batch["x"] + noise}, dials, key)
+
+        return recipe._replace(loss=loss)
+
+    one = jobs.ready(job(**RAGGED, **{"optimizer.momentum": 0.0, "train.micro": 2}), change)
+    recipe, train, now = one.built.recipe, one.built.train, one.state
+    form = jax.jit(state.make_gradients(recipe, one.groups, train.micro))
+    rate = objective.learning_rate(train.lr, train.warmup, train.final_lr, train.steps)
+    for number in range(3):
+        at = jnp.asarray(number)
+        weights = {name: schedule(at) for name, schedule in recipe.weights.items()}
+        key = jax.random.fold_in(now.rng, number)
+        grads = form(now.params, now.extra, one.frozen, batch(), weights, {}, key)[0]
+        before, grads = jax.device_get((now.params, grads))
+        now, metrics = one.step(now, one.frozen, one.place(batch()))
+        assert float(metrics["lr"]) == pytest.approx(float(rate(at)))
+        for part, leaf, group in (("body", "kernel", (1, 0.1)), ("body", "bias", (1, 0)), ("projector", "kernel", (5, 0.1))):
+            mult, decay = group
+            moved = float(rate(at)) * mult * (grads[part][leaf] + decay * before[part][leaf])
+            assert np.abs(moved).max() > 1e-4
+            np.testing.assert_allclose(before[part][leaf] - now.params[part][leaf], moved, rtol=1e-3, atol=1e-6)
+
+
+class TestRecord:
+    def test_groups_tell_what_the_update_really_changed(self, adam, start):
+        before = jax.device_get(start.params)
+        after, metrics = adam.step(start, adam.frozen, adam.place(batch()))
+        norm = lambda tree: np.sqrt(sum(float(np.sum(np.square(leaf, dtype=np.float64))) for leaf in jax.tree.leaves(tree)))  # noqa: E731
+        kernels = [jax.tree.map(np.asarray, {name: each[name]["kernel"] for name in ("body", "head")}) for each in (before, after.params)]
+        ratio = norm(jax.tree.map(np.subtract, kernels[1], kernels[0])) / norm(kernels[0])
+        assert float(metrics["groups"]["body"]["update_ratio"]) == pytest.approx(ratio, rel=1e-5)
+        assert float(metrics["groups"]["body"]["changed"]) == 1
+        assert "still" not in metrics["groups"]
+
+    @pytest.mark.parametrize("keys", [{"optimizer.clip": 0.01}, {"optimizer.clip": 0.01, "optimizer.clip_value": 1e-4},
+                                      {"optimizer.clip": 1e9}, {"optimizer.clip": 0.0}])
+    def test_what_the_clip_leaves(self, keys):
+        config = job(**keys).optimizer
+        grads = {"a": jnp.asarray([0.3, -1.0]), "b": None}
+        norm = optax.tree.norm(grads)
+        clip, value = config.clip, config.clip_value or np.inf
+        length = np.linalg.norm(np.clip([0.3, -1.0], -value, value))
+        wanted = min(1.0, clip / length) if clip else 1.0
+        assert float(optim.left_by_clip(config, grads, norm)) == pytest.approx(wanted, rel=1e-6)
+
+    def test_the_first_and_every_third_update_are_looked_at(self):
+        ready = jobs.ready(job(**{"probes.every": 3}))
+        now, probed = ready.state, []
+        for number in range(1, 8):
+            now, metrics = ready.step(now, ready.frozen, ready.place(batch(seed=number)))
+            line = record(number, jax.device_get(metrics))
+            assert bool(line["probes"]) == bool(metrics["probing"])
+            probed += [number] if line["probes"] else []
+        assert probed == [1, 3, 6]
+        assert ready.step._cache_size() == 1
 
 
 def test_nothing_recompiles_while_schedules_and_controls_move(adam, start):
