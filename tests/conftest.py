@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # programs of toys are compiled longer than they run; `optimised` is for the others
 # Compiled programs are shared between tests, and with the commands that tests start. The folder is the user's own.
 COMPILED = Path(tempfile.gettempdir()) / f"jaxdistill-tests-{os.getuid()}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
@@ -34,3 +35,11 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture
+def optimised():
+    """Compiled as users' programs are: for a test of what a program holds, or one that runs for long."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

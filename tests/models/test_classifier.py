@@ -14,7 +14,6 @@ from jaxdistill import UserError
 from jaxdistill.models import classifier, hf, vit
 from jaxdistill.models.dcal import PLAIN, Branches
 
-pytestmark = pytest.mark.usefixtures("quick")
 SECTION = classifier.ModelConfig(width=24, depth=1, heads=2)
 DATA = dict(image=(16, 24), channels=3, classes=("cat", "dog", "eel"))
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3)).astype(np.uint8)

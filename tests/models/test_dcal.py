@@ -15,7 +15,6 @@ from jaxdistill import UserError
 from jaxdistill.models import vit
 from jaxdistill.models.dcal import DCAL, PLAIN, Branches
 
-pytestmark = pytest.mark.usefixtures("quick")
 SMALL = vit.ViTConfig(image=(16, 32), patch=8, width=24, depth=2, heads=3, classes=5, inner=40)
 PARTNER = jnp.asarray([2, 0, 1])
 
@@ -269,6 +268,15 @@ def test_glca_of_all_tokens_is_a_plain_block(cls_query, readout):
 def test_the_count_of_queries():
     counts = [((0.1, 784), 78), ((0.3, 128), 38), ((0.29, 100), 29), ((0.1, 5), 1), ((1.0, 49), 49)]
     assert [Branches(queries=share).count(patches) for (share, patches), _ in counts] == [count for _, count in counts]
+
+
+def test_queries_are_where_cls_looks():
+    """The patches that the rollout gives most, the most first."""
+    module, params = made()
+    _, features = run(module, params, images_for())
+    rollout = np.asarray(features["rollout"])
+    np.testing.assert_array_equal(features["queries"], np.argsort(-rollout, axis=1)[:, :3])
+    assert np.all(np.diff(np.sort(rollout, axis=1), axis=1) > 0)
 
 
 def test_queries_carry_no_gradient_and_do_not_depend_on_the_batch():

@@ -27,14 +27,6 @@ def stars():
     return x, neighbours, edges, mask
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Programs of toys are compiled longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 STARS = stars()
 
 

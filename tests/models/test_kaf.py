@@ -14,14 +14,6 @@ from jaxdistill.models.kaf import INITS, KAF, KAF2D, PRESETS, TARGETS, KAFConfig
 ELU_ERRORS = {"paper": 1.34e-2, "torch": 1.64e-2, "keras": 6.9e-3}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    """Programs of toys are compiled longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def formula(s, alpha, gamma, points):
     """(f, df/ds, df/dalpha, df/dgamma) in float64, of each input: [rows, units], and [rows, size, units] of alpha."""
     s, alpha, gamma, points = (np.asarray(x, np.float64) for x in (s, alpha, gamma, points))
@@ -78,10 +70,10 @@ def test_fused_is_naive_whatever_the_batch(shape):
         np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-5)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_fused_holds_no_kernel_values():
     """Temporary memory of the gradient, as compiled for real: less than half a [batch, units, size], of which the naive formula holds
     several."""
-    jax.config.update("jax_disable_most_optimizations", False)
     s, alpha, gamma, points, pull = given("paper", 1024, 64)
 
     def held(evaluate):

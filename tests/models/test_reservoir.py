@@ -14,14 +14,6 @@ SMALL = ReservoirConfig(units=12, density=0.4, bias=0.3, leak=(0.3, 0.8))
 LENGTHS = np.array([9, 4, 1, 9])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    """Programs of toys are compiled longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def sequences(seed: int = 0, batch: int = 4, time: int = 9, inputs: int = 3):
     return np.random.default_rng(seed).normal(size=(batch, time, inputs)).astype(np.float32)
 

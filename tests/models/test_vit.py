@@ -13,7 +13,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxdistill import UserError
 from jaxdistill.models import hf, vit, vit_files
 
-pytestmark = pytest.mark.usefixtures("quick")
 SMALL = vit.ViTConfig(image=(16, 24), patch=8, width=32, depth=2, heads=4, classes=8)
 
 

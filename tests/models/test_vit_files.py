@@ -14,7 +14,6 @@ from safetensors.numpy import load_file, save_file
 from jaxdistill import UserError
 from jaxdistill.models import hf, vit, vit_files
 
-pytestmark = pytest.mark.usefixtures("quick")
 CONFIG = vit.ViTConfig(image=(32, 32), patch=8, width=24, depth=2, heads=2, inner=40, classes=3, activation="gelu_pytorch_tanh")
 NAMES = ("cat", "dog", "eel")
 
