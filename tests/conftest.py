@@ -19,6 +19,7 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
+pytest.register_assert_rewrite("tests.invariants.checks")  # before anything imports it
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()  # grain's workers ask

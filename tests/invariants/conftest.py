@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.invariants.checks")
-
 from tests.recipes.conftest import job, other  # noqa: E402, F401  (fixtures)
 
 
