@@ -58,7 +58,8 @@ TINY = {"mesh": (1, 1, 1), "reservoir.units": 8, "reservoir.density": 0.5,
 
 @pytest.mark.parametrize(("variant", "changes"), [
     ("choose", {"data.path": ""}), ("esc50", {"data.path": ""}),
-    ("omniglot", {"data.path": "drawings.npz", "data.classes": 10}), ("cnn", {"data.path": "drawings.npz", "data.classes": 10}),
+    ("omniglot", {"data.path": "drawings.npz", "data.classes": 10}),
+    ("choose_omniglot", {"data.path": "drawings.npz", "data.classes": 10}), ("cnn", {"data.path": "drawings.npz", "data.classes": 10}),
 ])
 def test_every_run_of_small_builds(variant, changes, sequences, tmp_path):
     config = small.get_config(variant)
