@@ -14,7 +14,7 @@ Variants, after a colon:
     :cross      the teacher has another tokenizer too (4,096 ids; the student 1,024): three ways to learn from it
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from jaxdistill.training.defaults import defaults
 
@@ -39,9 +39,15 @@ def get_config(variant: str = ""):
         test=0.05,
         train_tokens=60_000,     # what the student may train on; 0: everything
         eval_tokens=16_384,      # of validation and of test; 0: everything
+        train_path="",           # a file of jaxdistill.generate: the student trains on it, in place of the training split
     ))
     config.student = ConfigDict(dict(path="", width=96, depth=2, heads=4, dtype="float32", remat=False))
-    config.teacher = ConfigDict(dict(path="", width=160, depth=3, heads=4, dtype="float32", remat=False))
+    model = dict(width=160, depth=3, heads=4, dtype="float32", remat=False)
+    config.teacher = ConfigDict(dict(
+        path=FieldReference("", field_type=object),   # "": the one trained here; a folder, or a tuple of several
+        cache=FieldReference("", field_type=object),  # of python -m jaxdistill.cache, read in its place; or a tuple, of several
+        **model,
+    ))
     config.lm = ConfigDict(dict(smoothing=0.0))
     # Weights and knobs are ramps: ((fraction of the updates, value), ...). A term whose weight is always 0 is left out.
     config.kd = ConfigDict(dict(
@@ -51,6 +57,13 @@ def get_config(variant: str = ""):
         kind="forward_kl",       # forward_kl | reverse_kl | jsd | skew_kl | skew_reverse_kl | total_variation | topk_kl
         beta=0.5, alpha=0.1, top_k=64,  # of jsd, of the skew ones, of topk_kl
         tau=100.0,               # of alm
+        teacher_weights=(),      # of several teachers; (): equal ones
+        mixture="probabilities", # probabilities | logits: of what the mean is taken
+    ))
+    config.on_policy = ConfigDict(dict(  # GKD; needs kd.mode logits
+        fraction=((0.0, 0.0),),  # of the updates, those whose batch the student writes itself (lambda)
+        prompt=32,               # tokens of each row that are kept, and continued
+        temperature=1.0, top_p=1.0,  # of the sampling
     ))
     # Of the feature terms, only `hidden` pays here, strong at first and gone before the end (experiments/terms).
     config.hidden = ConfigDict(dict(weight=((0.0, 3.0), (0.6, 0.0)), distance="rms", projector="linear", balance=0.01))
@@ -74,7 +87,7 @@ def get_config(variant: str = ""):
     config.runs = ("teacher", "untouched", "ce_only", "kd", "ce_only_same_seconds")
     config.run = ConfigDict(dict(
         teacher=dict(recipe="lm", once=True, cached=True, fills="teacher.path", given="model.path",
-                     model=dict(config.teacher), data=dict(train_tokens=0), train=dict(steps=400, eval_every=100)),
+                     model=dict(path="", **model), data=dict(train_tokens=0, train_path=""), train=dict(steps=400, eval_every=100)),
         untouched=dict(recipe="student_aware", train=dict(steps=0), **off),
         ce_only=dict(recipe="student_aware", **off),
         kd=dict(recipe="student_aware"),

@@ -17,15 +17,17 @@ from jaxdistill.training.defaults import defaults
 def get_config():
     config = defaults()
     config.headline = "kd"
-    config.teacher = ConfigDict(dict(path="", width=1024, depth=24, heads=16, dtype="bfloat16", remat=False))
+    config.teacher = ConfigDict(dict(path="", width=1024, depth=24, heads=16, dtype="bfloat16", remat=False, cache=""))
     config.student = ConfigDict(dict(path="", width=768, depth=6, heads=12, dtype="bfloat16", remat=True))
     config.data = ConfigDict(dict(
         source="files", path="", field="text", invalid_utf8="error",
         tokenizer=config.teacher.get_ref("path"),  # the models' own
         vocab=50257, length=1024, validation=0.01, test=0.01, train_tokens=0, eval_tokens=1_048_576,
+        train_path="",
     ))
     config.lm = ConfigDict(dict(smoothing=0.0))
     config.kd = ConfigDict(dict(weight=((0.0, 0.9),), temperature=((0.0, 1.0),), mode="logits", kind="forward_kl"))
+    config.on_policy = ConfigDict(dict(fraction=((0.0, 0.0),), prompt=256, temperature=1.0, top_p=1.0))  # as in configs/kd.py
     config.hidden = ConfigDict(dict(weight=((0.0, 0.0),)))  # the feature terms of configs/kd.py are off here until measured
     config.train.update(dict(
         steps=20_000, batch=64, micro=4, lr=5e-5, warmup=0.02, final_lr=0.1, eval_every=1000, checkpoint_every=500, log_every=10,

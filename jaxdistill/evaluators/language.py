@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.losses.classification import cross_entropy
 from jaxdistill.losses.divergences import forward_kl
-from jaxdistill.losses.fused_vocab import parts, vocab_logits
+from jaxdistill.losses.fused_vocab import parts, teacher_logits, vocab_logits
+from jaxdistill.losses.targets import Mixture
 
 CHUNK = 512  # tokens (batch x positions) whose logits exist at a time
 
@@ -22,7 +23,7 @@ def sums(
     labels: Int[Array, "batch time"],
     where: Bool[Array, "batch time"],
     token_bytes: Int[Array, " vocab"],
-    teacher_logits: Float[Array, "batch time vocab"] | None = None,
+    teacher: Float[Array, "batch time vocab"] | None = None,
 ) -> dict[str, Float[Array, ""]]:
     """Sums over the valid tokens of one batch: tokens, bytes, nll, and with a teacher kl, top1, top5."""
     count = lambda hits: jnp.sum(jnp.where(where, hits, 0), dtype=jnp.float32)  # noqa: E731
@@ -30,11 +31,11 @@ def sums(
         "tokens": count(1.0), "bytes": count(token_bytes[labels]),
         "nll": jnp.sum(cross_entropy(logits, labels, where=where)),
     }
-    if teacher_logits is not None:
-        choice = jnp.argmax(teacher_logits, axis=-1)[..., None]
+    if teacher is not None:
+        choice = jnp.argmax(teacher, axis=-1)[..., None]
         above = jnp.sum(logits > jnp.take_along_axis(logits, choice, axis=-1), axis=-1)
         found |= {
-            "kl": jnp.sum(forward_kl(teacher_logits, logits, where=where)),
+            "kl": jnp.sum(forward_kl(teacher, logits, where=where)),
             "top1": count(above == 0), "top5": count(above < 5),
         }
     return found
@@ -45,20 +46,20 @@ def chunked_sums(
     labels: Int[Array, "batch time"],
     where: Bool[Array, "batch time"],
     token_bytes: Int[Array, " vocab"],
-    teacher: tuple | None = None,
+    teacher: tuple | Mixture | None = None,
     *,
     vocab: int | None = None,
     chunk: int = CHUNK,
 ) -> dict[str, Float[Array, ""]]:
     """`sums`, from (hidden [batch, time, width], head [rows, width][, bias [rows][, softcap]]) of the student and of the
-    teacher: the sequence is walked in parts, and [batch, time, vocab] never held. vocab: ids that are real, of heads with
-    more rows."""
+    teacher, or a Mixture: the sequence is walked in parts, and [batch, time, vocab] never held. vocab: ids that are real, of heads
+    with more rows."""
     count, part = parts(labels.shape, chunk)
 
     def one(index):
         _, take, fresh = part(index)
-        logits = [model and vocab_logits(take(model[0]), *model[1:], vocab=vocab) for model in (student, teacher)]
-        return sums(logits[0], take(labels), take(where) & fresh, token_bytes, logits[1])
+        logits = vocab_logits(take(student[0]), *student[1:], vocab=vocab)
+        return sums(logits, take(labels), take(where) & fresh, token_bytes, teacher and teacher_logits(teacher, take, vocab))
 
     return jax.tree.map(jnp.sum, jax.lax.map(one, jnp.arange(count)))
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdistill.losses.classification import cross_entropy
 from jaxdistill.losses.divergences import ALPHA, BETA, TOP_K, Temperature, divergence
 from jaxdistill.losses.mesh import cuts
+from jaxdistill.losses.targets import MIXTURES, Mixture, Samples, TopK, coarse_kl, mixed, sampled_cross_entropy
 from jaxdistill.recipe import Term, probed
 
 CHUNK = 256  # tokens (batch x positions) whose logits exist at a time, on each device
@@ -26,7 +27,8 @@ CHUNK = 256  # tokens (batch x positions) whose logits exist at a time, on each 
 class _Static(NamedTuple):
     kind: str
     options: tuple[tuple[str, float], ...]
-    softcaps: tuple[float | None, float | None]  # the student's, the teacher's
+    softcap: float | None
+    teachers: tuple[str, tuple[float | None, ...]]  # what of them is averaged, their softcaps
     temperature: float | None  # None: traced
     smoothing: float
     vocab: int | None
@@ -42,6 +44,13 @@ class _Model(NamedTuple):
     bias: Any
 
 
+class _Teachers(NamedTuple):
+    """A mixture of models, or the one."""
+
+    models: tuple[_Model, ...]
+    weights: tuple
+
+
 def fused_vocab_loss(
     hidden: Float[Array, "batch time width"],
     head: Float[Array, "rows width"],
@@ -49,7 +58,7 @@ def fused_vocab_loss(
     *,
     scale: dict,
     where: Bool[Array, "batch time"],
-    teacher: tuple | None = None,
+    teacher: tuple | Mixture | TopK | Samples | None = None,
     kd_where: Bool[Array, "batch time"] | None = None,
     head_bias: Float[Array, " rows"] | None = None,
     softcap: int | float | None = None,
@@ -70,10 +79,13 @@ def fused_vocab_loss(
         dtype with float32 accumulation.
       scale: weight / count of the whole batch, for each of "lm" and "kd" that is wanted. Traced; not differentiated.
       where: tokens that count in lm; the others give nothing, whatever they hold. kd_where: the same for kd (where).
-      teacher: (hidden, head[, bias[, softcap]]) of the teacher, whose width may differ; a target, gets no gradient.
+      teacher: (hidden, head[, bias[, softcap]]) of the teacher, whose width may differ; or several (`targets.Mixture`), or what
+        was kept of one: TopK, whose divergence is `targets.coarse_kl`, or Samples, with `targets.sampled_cross_entropy`. A target,
+        gets no gradient.
       softcap: c, for logits that are c tanh(logits / c) (Gemma 2, arXiv 2408.00118).
       temperature: of kd. A Python number is compiled in, an array may move.
-      kind: of kd: a name in `divergences.KINDS`, with alpha, beta or top_k (its k) where it takes one.
+      kind: of kd: a name in `divergences.KINDS`, with alpha, beta or top_k (its k) where it takes one; of TopK and Samples
+        forward_kl.
       smoothing: of lm, as in `classification.cross_entropy`, over the real ids.
       vocab: the number of real ids, where heads hold more rows: the rest is padding, which takes no probability.
       chunk: tokens whose logits exist at a time on a device; any value gives the same result to float rounding.
@@ -84,18 +96,23 @@ def fused_vocab_loss(
       (sum, count), or {} where probe is False itself. Terms and probes are to be looked at: differentiating their sums is a
       TypeError at trace. Of probes, over where: entropy, spread, correct, logit_abs_max, with smoothing nll; with a teacher, over
       kd_where: teacher_entropy, teacher_kl (forward KL at T = 1), top1_agreement (the teacher's first choice is the student's),
-      and over both masks teacher_nll; defined as in `diagnosis.probes.of_logits`.
+      and over both masks teacher_nll; defined as in `diagnosis.probes.of_logits`. Of TopK top1_agreement alone, of Samples none:
+      the others need what was not kept.
 
     The definitions are those of `classification` and `divergences`, which are called here on each part.
     """
-    _check(head, scale, teacher, vocab)
+    _check(head, scale, teacher, vocab, kind)
     options = {"alpha": alpha, "beta": beta, "k": top_k}
     divergence(kind, **options)  # a wrong name is refused also where kd is not wanted
-    teacher_hidden, teacher_head, teacher_bias, teacher_softcap = (*(teacher or ()), None, None, None, None)[:4]
+    target, teachers = teacher, ("", ())
+    if teacher and not isinstance(teacher, (TopK, Samples)):
+        models, weights, of = _several(teacher)
+        models = [(*model, None, None)[:4] for model in models]
+        target, teachers = _Teachers(tuple(_Model(*model[:3]) for model in models), tuple(weights)), (of, tuple(m[3] for m in models))
     constant = float(temperature) if isinstance(temperature, (int, float)) else None
     looks = probe is not False
-    static = _Static(kind, tuple(options.items()), (softcap, teacher_softcap), constant, smoothing, vocab, chunk, looks)
-    target = _Model(teacher_hidden, teacher_head, teacher_bias) if teacher and (looks or "kd" in scale) else None
+    static = _Static(kind, tuple(options.items()), softcap, teachers, constant, smoothing, vocab, chunk, looks)
+    target = target if looks or "kd" in scale else None
     masks = {"lm": where, "kd": where if kd_where is None else kd_where}
     fixed = jax.lax.stop_gradient((target, scale, jnp.asarray(temperature, jnp.float32), jnp.asarray(probe)))
     total, sums, seen = _fused(static, _Model(hidden, head, head_bias), labels, masks, *fixed)
@@ -108,15 +125,30 @@ def fused_vocab_loss(
     return total, terms, seen
 
 
-def _check(head, scale: dict, teacher: tuple | None, vocab: int | None) -> None:
+def _check(head, scale: dict, teacher: tuple | None, vocab: int | None, kind: str) -> None:
     accepted = ("lm", "kd") if teacher else ("lm",)
     if not scale.keys() <= set(accepted):
         raise ValueError(f"scale: found {', '.join(scale)}; accepted: {', '.join(accepted)} (kd where there is a teacher)")
-    rows = [head.shape[0], *([teacher[1].shape[0]] if teacher else [])]
+    sparse = isinstance(teacher, (TopK, Samples))
+    if sparse and kind != "forward_kl":
+        raise ValueError(f"kind: found {kind!r} with a teacher of {type(teacher).__name__}; accepted: forward_kl")
+    rows = [head.shape[0], *(model[1].shape[0] for model in ([] if sparse or not teacher else _several(teacher).models))]
     if vocab is None and len(set(rows)) > 1:
         raise ValueError(f"teacher: found heads of {rows} rows; accepted: the same number, or `vocab`, the ids that both hold")
     if vocab is not None and not 0 < vocab <= min(rows):
         raise ValueError(f"vocab: found {vocab} with heads of {rows} rows; accepted: from 1 to {min(rows)}")
+
+
+def _several(teacher: tuple) -> Mixture:
+    """One model as a mixture of one."""
+    if not isinstance(teacher, Mixture):
+        return Mixture((teacher,), (1.0,))
+    if len(teacher.models) != len(teacher.weights) or not teacher.models:
+        found = f"{len(teacher.weights)} weights for {len(teacher.models)} models"
+        raise ValueError(f"teacher: found {found}; accepted: one for each")
+    if teacher.of not in MIXTURES:
+        raise ValueError(f"teacher: found a mixture of {teacher.of!r}; accepted: {', '.join(MIXTURES)}")
+    return teacher
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -160,7 +192,8 @@ def _spread(static, wanted, student, labels, masks, target, scale, temperature, 
 
     tokens, whole = PartitionSpec(batch, positions), PartitionSpec()
     model = _Model(tokens, whole, whole)
-    specs = model, tokens, tokens, target and model, whole, whole, whole
+    of_target = _Teachers((model,) * len(target.models), whole) if isinstance(target, _Teachers) else target and tokens
+    specs = model, tokens, tokens, of_target, whole, whole, whole
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(whole, model), check_vma=False)(*args)
 
 
@@ -168,24 +201,28 @@ def _walk(static, wanted, student, labels, masks, target, scale, temperature, pr
     """((total, sums, what probes are made of), the gradients of total that are wanted, to head and bias in float32)."""
     count, part = parts(labels.shape, static.chunk)
     matrix = student.head.astype(student.hidden.dtype)
-    if target is not None:
-        target = target._replace(head=target.head.astype(target.hidden.dtype))
+    if isinstance(target, _Teachers):
+        target = target._replace(models=tuple(one._replace(head=one.head.astype(one.hidden.dtype)) for one in target.models))
+    given = temperature if static.temperature is None else static.temperature
 
     def body(gradients, index):
         start, take, fresh = part(index)
         flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731  ([tokens, ...]: XLA transposes for a sum over two axes)
         counted = {name: flat(take(mask) & fresh) for name, mask in masks.items()}
         rows = _keep(counted["lm"] | counted["kd"], flat(take(student.hidden)))
-        theirs_raw = None if target is None else _multiply(_keep(counted["kd"], flat(take(target.hidden))), target.head)
-        ours = lambda raw: _finish(raw, student.bias, static.softcaps[0], static.vocab)  # noqa: E731
-        theirs = lambda raw: None if raw is None else _finish(raw, target.bias, static.softcaps[1], static.vocab)  # noqa: E731
+        if isinstance(target, _Teachers):
+            theirs_raw = [_multiply(_keep(counted["kd"], flat(take(one.hidden))), one.head) for one in target.models]
+        else:
+            theirs_raw = jax.tree.map(lambda x: flat(take(x)), target)
+        ours = lambda raw: _finish(raw, student.bias, static.softcap, static.vocab)  # noqa: E731
+        theirs = functools.partial(_theirs, static, target)
         aims = flat(take(labels))
 
         def share(raw):
-            return _share(static, ours(raw), theirs(theirs_raw), aims, counted, scale, temperature)
+            return _share(static, ours(raw), theirs(theirs_raw, given), aims, counted, scale, given)
 
         raw = _multiply(rows, matrix)
-        seen = probed(static.probe and probe, lambda a, b: _look(static, ours(a), theirs(b), aims, counted), raw, theirs_raw)
+        seen = probed(static.probe and probe, lambda a, b: _look(static, ours(a), theirs(b, 1.0), aims, counted), raw, theirs_raw)
         if not any(wanted):
             return gradients, (*share(raw), seen)
         found, d_raw = jax.value_and_grad(share, has_aux=True)(raw)
@@ -207,20 +244,31 @@ def _walk(static, wanted, student, labels, masks, target, scale, temperature, pr
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), found), gradients
 
 
-def _share(static, logits, teacher_logits, labels, where, scale, temperature):
+def _theirs(static, target, raw, temperature):
+    """The target of one part: logits at this temperature, or what is there of a sparse one."""
+    if not isinstance(target, _Teachers):
+        return raw
+    of, softcaps = static.teachers
+    logits = [_finish(x, one.bias, cap, static.vocab) for x, one, cap in zip(raw, target.models, softcaps, strict=True)]
+    return mixed(logits, target.weights, of, temperature=temperature)
+
+
+def _share(static, logits, target, labels, where, scale, temperature):
     """One part's share of the total, with its sums."""
     sums = {}
     total = lambda where, values: jnp.sum(jnp.where(where, values, 0.0))  # noqa: E731
     if "lm" in scale:
         sums["lm"] = total(where["lm"], cross_entropy(logits, labels, smoothing=static.smoothing))
     if "kd" in scale:
-        distance = divergence(static.kind, **dict(static.options))
-        given = temperature if static.temperature is None else static.temperature
-        sums["kd"] = given**2 * total(where["kd"], distance(teacher_logits, logits, temperature=given))
+        if isinstance(target, (TopK, Samples)):
+            distance = functools.partial(coarse_kl if isinstance(target, TopK) else sampled_cross_entropy, where=where["kd"])
+        else:
+            distance = divergence(static.kind, **dict(static.options))
+        sums["kd"] = temperature**2 * total(where["kd"], distance(target, logits, temperature=temperature))
     return sum((scale[name] * value for name, value in sums.items()), jnp.zeros((), jnp.float32)), sums
 
 
-def _look(static, logits, teacher_logits, labels, where):
+def _look(static, logits, target, labels, where):
     """One part's probes as (sum, count), and `mean`, the sum of its tokens' distributions [vocab]."""
     def over(mask, values):
         return jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32), jnp.sum(mask, dtype=jnp.float32)
@@ -238,14 +286,16 @@ def _look(static, logits, teacher_logits, labels, where):
     }
     if static.smoothing:
         seen["nll"] = over(lm, cross_entropy(logits, labels, where=lm))
-    if teacher_logits is not None:
-        theirs = jax.nn.logsumexp(teacher_logits, axis=-1)
-        q = jnp.exp(teacher_logits - theirs[:, None])
+    if isinstance(target, TopK):
+        seen["top1_agreement"] = over(kd, target.choice == first)
+    elif target is not None and not isinstance(target, Samples):
+        theirs = jax.nn.logsumexp(target, axis=-1)
+        q = jnp.exp(target - theirs[:, None])
         seen |= {
-            "teacher_entropy": over(kd, theirs - jnp.sum(q * teacher_logits, axis=-1)),
-            "teacher_kl": over(kd, jnp.sum(q * (teacher_logits - logits), axis=-1) - theirs + whole),
-            "top1_agreement": over(kd, jnp.argmax(teacher_logits, axis=-1) == first),
-            "teacher_nll": over(kd & lm, cross_entropy(teacher_logits, labels, where=kd & lm)),
+            "teacher_entropy": over(kd, theirs - jnp.sum(q * target, axis=-1)),
+            "teacher_kl": over(kd, jnp.sum(q * (target - logits), axis=-1) - theirs + whole),
+            "top1_agreement": over(kd, jnp.argmax(target, axis=-1) == first),
+            "teacher_nll": over(kd & lm, cross_entropy(target, labels, where=kd & lm)),
         }
     return seen
 
@@ -264,6 +314,12 @@ def parts(shape: tuple[int, int], chunk: int) -> tuple[int, Callable]:
         return start, take, (start + jnp.arange(size) >= index * size)[None]
 
     return -(-time // size), part
+
+
+def teacher_logits(teacher: tuple | Mixture, take: Callable, vocab: int | None = None) -> Float[Array, "*tokens vocab"]:
+    """Float32 logits of T = 1 of a model, or of a mixture, at the positions that take([batch, time, ...]) gives."""
+    models, weights, of = _several(teacher)
+    return mixed([vocab_logits(take(hidden), *rest, vocab=vocab) for hidden, *rest in models], weights, of)
 
 
 def vocab_logits(

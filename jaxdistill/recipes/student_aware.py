@@ -20,19 +20,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxdistill import UserError
-from jaxdistill.data import alignment, text, tokenizer
+from jaxdistill.data import text, tokenizer
 from jaxdistill.evaluators import language
 from jaxdistill.losses import cross_tokenizer
 from jaxdistill.losses.contrastive import info_nce
 from jaxdistill.losses.divergences import KINDS
 from jaxdistill.losses.fused_vocab import fused_vocab_loss
+from jaxdistill.losses.targets import MIXTURES
 from jaxdistill.models import causal, matching, projector
-from jaxdistill.recipe import Aux, Evaluator, Recipe, Rest, Schedule, Term, Variables, while_on
-from jaxdistill.recipes import reactions
-from jaxdistill.recipes.lm import LMConfig, batches, groups, next_token, share, told
+from jaxdistill.recipe import Aux, Evaluator, Recipe, Rest, Schedule, Term, Variables, on_host, while_on
+from jaxdistill.recipes import on_policy, reactions, storing, teachers
+from jaxdistill.recipes.lm import LMConfig, groups, next_token, share, told
 
 MODES = ("logits", "projector", "alm", "uld")
 
@@ -40,7 +40,8 @@ MODES = ("logits", "projector", "alm", "uld")
 @dataclasses.dataclass(frozen=True)
 class KDConfig:
     """The section `kd`. mode: what is compared: logits (of one tokenizer), logits of the projected teacher, likelihoods of
-    aligned spans (alm), sorted probabilities (uld). kind, beta, alpha, top_k: of the divergence (losses.divergences). tau: of alm."""
+    aligned spans (alm), sorted probabilities (uld). kind, beta, alpha, top_k: of the divergence (losses.divergences). tau: of alm.
+    teacher_weights, mixture: of several teachers (losses.targets.Mixture); (): equal ones."""
 
     weight: Any = ((0.0, 0.9),)
     temperature: Any = ((0.0, 1.0),)
@@ -50,9 +51,11 @@ class KDConfig:
     alpha: float = 0.1
     top_k: int = 64
     tau: float = 100.0
+    teacher_weights: tuple = ()
+    mixture: str = "probabilities"
 
     def __post_init__(self):
-        for key, accepted in (("mode", MODES), ("kind", KINDS)):
+        for key, accepted in (("mode", MODES), ("kind", KINDS), ("mixture", MIXTURES)):
             if getattr(self, key) not in list(accepted):
                 raise UserError(f"config key kd.{key}: found {getattr(self, key)!r}; accepted: {', '.join(accepted)}")
         for key in ("beta", "alpha"):
@@ -66,7 +69,6 @@ class KDConfig:
 
 def make(config) -> Recipe:
     rows = config.data.build(text.TextConfig)
-    corpus = text.load(rows)
     steps, batch_size, decay = config.train.steps, config.train.batch, config.optimizer.weight_decay
     smoothing, kd = config.lm.build(LMConfig).smoothing, config.kd.build(KDConfig)
     project = config.section("projector").build(projector.ProjectorConfig)
@@ -86,19 +88,16 @@ def make(config) -> Recipe:
                   "router_temperature": ramp("router.temperature", features["router"].temperature, least=1e-3)}
 
     # The student, the teacher, and what lies between them.
-    student = causal.describe(config.student.build(causal.ModelConfig), "student", vocab=corpus.vocab, length=rows.length)
-    teacher, corpus = _teacher(config, rows, corpus, kd.mode, wanted=bool(on) or not kd_weight.off)
-    paired = corpus.teacher is not None
-    if paired and "attention" in on:
-        raise UserError("config key attention.weight: found a weight with a teacher of another tokenizer; accepted: 0 "
-                        "(rows of unlike tokens have nothing in common)")
+    student = causal.describe(config.student.build(causal.ModelConfig), "student", vocab=text.load(rows).vocab, length=rows.length)
+    teacher = teachers.choose(config, rows, kd, temperature=temperature, terms=on, wanted=bool(on) or not kd_weight.off)
+    corpus, at_places = teacher.corpus, teacher.at_places
+    written = config.section("on_policy").build(on_policy.OnPolicyConfig)
+    sampler = on_policy.sampler(written, student, teacher, steps=steps, length=rows.length, mode=kd.mode, kd_weight=kd_weight)
     if "contrastive" in on and batch_size < 8:
         raise UserError(f"config key train.batch: found {batch_size} with a contrastive term; accepted: 8 examples or more")
-    if "router" in on and teacher.depth == 1 and not teacher.experts:
-        raise UserError("config key router.weight: found a weight with a teacher of one block; accepted: 0 (there is nothing to choose)")
     into_student = projector.Projector(student.width, project.kind, project.init, student.dtype)
-    match = teacher and matching.Matching(
-        terms=on, depth=student.depth, teacher_depth=teacher.depth, width=teacher.width, heads=student.heads, attend=not paired,
+    match = matching.Matching(
+        terms=on, depth=student.depth, teacher_depth=teacher.depth, width=teacher.width, heads=student.heads, attend=not teacher.paired,
         distance=features["hidden"].distance, kind=features["hidden"].projector, experts=teacher.experts[-1:], dtype=student.dtype,
     )
 
@@ -112,34 +111,22 @@ def make(config) -> Recipe:
         return Variables(params)
 
     def frozen(place):
-        fixed = {"token_bytes": jnp.asarray(corpus.token_bytes)}
-        return fixed | ({"teacher": teacher.load(place and (lambda name: place(f"teacher/{name}")))} if teacher else {})
-
-    def teach(frozen, batch):
-        """The teacher's features and head: targets, which must not move to meet the student."""
-        prefix = "teacher_" if paired else ""
-        layout = {name: batch[f"{prefix}{name}"][:, :-1] for name in ("segments", "positions")}
-        return jax.lax.stop_gradient(teacher.features(frozen["teacher"], batch[f"{prefix}tokens"][:, :-1], layout))
-
-    def at_places(batch, states):
-        """The teacher's states where it has read exactly what the student has, and where that is."""
-        if not paired:
-            return states, jnp.ones(states.shape[:2], bool)
-        found, where = cross_tokenizer.gather_aligned(states.reshape(*states.shape[:2], -1), batch["aligned"][:, :-1])
-        return found.reshape(*where.shape, *states.shape[2:]), where
+        return {"token_bytes": jnp.asarray(corpus.token_bytes)} | teacher.load(place)
 
     def loss(params, extra, frozen, batch, dials, key):
         tokens, labels, where, layout = next_token(batch)
         ours, head = student.features(params["student"], tokens, layout)
         terms, shares, kd_terms = {}, [], {}
         probes = {"valid": share(where)}
+        given = temperature.constant or dials.knobs["temperature"]
+        labelled, taught = on_policy.masks(batch, where) if sampler else (where, None)
         if not kd_weight.off or on:
-            theirs, their_head = teach(frozen, batch)
+            theirs, target = teacher.outputs(frozen, batch, given)
 
         # Logits: cross-entropy, and the teacher's distribution where there is one for the same ids.
         if not kd_weight.off:
             if kd.mode == "logits":
-                kd_terms = {"teacher": (theirs["final"], their_head)}
+                kd_terms = {"teacher": target, "kd_where": taught}
             elif kd.mode == "projector":
                 states, aligned = at_places(batch, theirs["final"])
                 states = into_student.apply({"params": params["projector"]}, states)
@@ -150,14 +137,13 @@ def make(config) -> Recipe:
                 kd_terms = {"teacher": (states, head), "kd_where": known}
             else:
                 compare = _spans if kd.mode == "alm" else _ranks
-                values, counted = compare(kd, batch, ours["final"], head, theirs["final"], their_head, at_places)
+                values, counted = compare(kd, batch, ours["final"], head, *target, at_places)
                 terms["kd"] = Term(jnp.sum(values), jnp.sum(counted, dtype=jnp.float32))
                 shares = [dials.scale["kd"] * terms["kd"].sum]
         total, found, seen = fused_vocab_loss(
-            ours["final"], head, labels, where=where, smoothing=smoothing, vocab=corpus.vocab,
+            ours["final"], head, labels, where=labelled, smoothing=smoothing, vocab=corpus.vocab,
             scale={name: dials.scale[name] for name in (("lm", "kd") if kd_terms else ("lm",))},
-            temperature=temperature.constant or dials.knobs["temperature"],
-            kind=kd.kind, beta=kd.beta, alpha=kd.alpha, top_k=kd.top_k, probe=dials.probing, **kd_terms,
+            temperature=given, kind=kd.kind, beta=kd.beta, alpha=kd.alpha, top_k=kd.top_k, probe=dials.probing, **kd_terms,
         )
         terms, probes = terms | found, probes | seen
 
@@ -165,7 +151,7 @@ def make(config) -> Recipe:
         stats = {}
         if on:
             valid = (layout["segments"] > 0) & batch["valid"][:, None]
-            if paired:
+            if teacher.paired:
                 valid = valid & at_places(batch, theirs["final"])[1]
                 theirs = {name: at_places(batch, states)[0] for name, states in theirs.items() if not name.startswith("attention")}
         for name in on:
@@ -200,13 +186,10 @@ def make(config) -> Recipe:
     def measure(params, variables, frozen, batch):
         tokens, labels, where, layout = next_token(batch)
         ours, head = student.features(params["student"], tokens, layout)
-        target = None
-        if kd.mode == "logits":
-            theirs, their_head = teach(frozen, batch)
-            target = theirs["final"], their_head
+        target = teacher.outputs(frozen, batch)[1] if kd.mode == "logits" else None
         sums = language.chunked_sums((ours["final"], head), labels, where, frozen["token_bytes"], target, vocab=corpus.vocab)
         if not anchor.off:  # what the gate looks at: does the projected teacher say anything in the student's words?
-            states, aligned = at_places(batch, teach(frozen, batch)[0]["final"])
+            states, aligned = at_places(batch, teacher.outputs(frozen, batch)[0]["final"])
             states = into_student.apply({"params": params["projector"]}, states)
             known = where & aligned
             found = language.chunked_sums((states, head), labels, known, frozen["token_bytes"], vocab=corpus.vocab)
@@ -216,7 +199,7 @@ def make(config) -> Recipe:
     @jax.jit
     def sums(params, frozen, batch):
         tokens, _, where, layout = next_token(batch)
-        states, aligned = at_places(batch, teach(frozen, batch)[0]["final"])
+        states, aligned = at_places(batch, teacher.outputs(frozen, batch)[0]["final"])
         ours, _ = student.features(params["student"], tokens, layout)
         return projector.moments(states, ours["final"], where & aligned)
 
@@ -224,12 +207,15 @@ def make(config) -> Recipe:
         """Fits the projector's matrix, so that the teacher speaks the student's language before the first update."""
         params = variables.params
         if project.init == "heads":
-            ours, theirs = student.head(params["student"]), teacher.head(frozen["teacher"])
-            found = projector.from_heads(*_shared_rows(corpus, *jax.device_get((theirs, ours))), project.ridge)
+            found = projector.from_heads(*teacher.shared_heads(frozen, student.head(params["student"])), project.ridge)
         else:
-            parts = [jax.device_get(sums(params, frozen, batch)) for batch in itertools.islice(batches, project.calibration)]
+            parts = [on_host(sums(params, frozen, batch)) for batch in itertools.islice(batches, project.calibration)]
             found = projector.fit(jax.tree.map(lambda *x: sum(x), *parts), project.ridge)
         return variables._replace(params=params | {"projector": found})
+
+    def data(split, seed):
+        found = teacher.batches(split, batch_size, seed)
+        return on_policy.Marked(found) if sampler and split == "train" else found
 
     def export(params, folder):
         student.save(params["student"], folder, eos=corpus.eos)
@@ -237,7 +223,7 @@ def make(config) -> Recipe:
 
     gate = None
     if project.gate and not anchor.off:
-        train, held_out = (packed.packed if paired else packed for packed in (corpus.splits["train"], corpus.splits["validation"]))
+        train, held_out = (packed.packed if teacher.paired else packed for packed in (corpus.splits["train"], corpus.splits["validation"]))
         gate = language.unigram_nll(train.labels, held_out.labels, corpus.vocab)
     reaction = reactions.chosen(react, weights, gate=gate)
     rest = (("projector", "projector/", project.lr_mult), ("router", "match/router", features["router"].lr_mult),
@@ -246,39 +232,18 @@ def make(config) -> Recipe:
         init=init, loss=loss, whole=whole, weights=weights, knobs=knobs,
         optim_rules=sum((groups(name, root, "kernel$", decay, lr_mult) for name, root, lr_mult in rest),
                         groups("student", "student/", student.decay, decay)),
-        sharding_rules=((r"(^|/)(projector|match)/", jax.P()), *student.sharding, *(teacher.sharding if teacher else ())),
-        data=lambda split, seed: batches(corpus, split, batch_size, seed),
+        sharding_rules=((r"(^|/)(projector|match)/", jax.P()), *student.sharding, *teacher.sharding),
+        data=data,
         evaluators={split: Evaluator(split, measure, language.finish) for split in ("validation", "test")},
         frozen=frozen,
         calibrate=calibrate if not anchor.off and project.init in projector.FITTED else None,
-        controls=reaction.controls, memory=reaction.memory, react=reaction.react,
+        sampler=sampler, controls=reaction.controls, memory=reaction.memory, react=reaction.react,
         export=export,
         describe=lambda batch: text.describe(batch, corpus),
         preflight=lambda variables, batch: told(corpus, batch),
-        facts={**corpus.facts, "student": student.facts, "teacher": teacher.facts if teacher else {}, "parameters": student.parameters},
+        outputs=storing.outputs(teacher, kd, temperature, on, sampler is not None),
+        facts={**corpus.facts, "student": student.facts, "teacher": teacher.facts, "parameters": student.parameters},
     )
-
-
-def _teacher(config, rows, corpus, mode: str, *, wanted: bool):
-    """(the teacher, or None where nothing needs one; the corpus, with the teacher's tokens beside it where they are others).
-
-    Logits can only be compared id by id where both models count the same ids."""
-    chosen = config.teacher.build(causal.ModelConfig)
-    if not wanted and mode != "logits":
-        return None, corpus
-    if not chosen.path:
-        raise UserError("config key teacher.path: found ''; accepted: a local folder with config.json and model.safetensors")
-    tok = tokenizer.load(chosen.path, "the tokenizer of teacher.path")
-    theirs, ours = tokenizer.tokenizer_hash(tok), tokenizer.tokenizer_hash(corpus.tokenizer)
-    if mode == "logits" and theirs != ours:
-        raise UserError(f"config key teacher.path: found tokenizer {theirs[:12]} in {chosen.path}, and {ours[:12]} on the data; "
-                        "accepted: the same tokenizer (set data.tokenizer to the teacher's folder), or kd.mode 'projector' or 'alm'")
-    length = rows.length
-    if theirs != ours or mode == "alm":
-        corpus = text.paired(rows, chosen.path, causal.longest(chosen))
-        length = max(split.width for split in corpus.splits.values())
-    teacher = causal.describe(chosen, "teacher", vocab=tok.vocab, length=length)
-    return teacher, corpus
 
 
 def _spans(kd, batch, hidden, head, teacher_hidden, teacher_head, at_places):
@@ -296,10 +261,3 @@ def _ranks(kd, batch, hidden, head, teacher_hidden, teacher_head, at_places):
     _, _, where, _ = next_token(batch)
     states, aligned = at_places(batch, teacher_hidden)
     return cross_tokenizer.chunked_uld(states, teacher_head, hidden, head, where=where & aligned), where & aligned
-
-
-def _shared_rows(corpus, theirs, ours):
-    """Both heads, cut to the tokens that the two tokenizers share, row for row."""
-    ids = np.arange(len(ours)) if corpus.teacher is None else alignment.shared(corpus.tokenizer, corpus.teacher)
-    known = np.flatnonzero(ids >= 0)
-    return theirs[ids[known]], ours[known]

@@ -7,10 +7,13 @@
     cached        keep the finished run by content, for any later job that wants the same one
     fills, given  the key of later runs that this run's exported folder fills; where the user has set that key already,
                   `given` is the key of this run that takes the user's folder, which is then measured and not trained
+                  (of a tuple of folders each, by runs NAME_1, NAME_2 and so on)
     seconds_of, pace_of   train for as many seconds as the first took, at the seconds an update of the second
 Everything else in it overrides the config's key of that name, for that run.
 """
 
+import ast
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -161,9 +164,9 @@ def expand(config: Any, *, everything: bool = False) -> list[Run]:
     runs = []
     for index, seed in enumerate(seeds):
         for name in names:
-            run = _effective(config, name, seed)
-            if everything or (seed in (run.spec["only_seeds"] or seeds) and (index == 0 or not run.spec["once"])):
-                runs.append(run)
+            for run in _effective(config, name, seed):
+                if everything or (seed in (run.spec["only_seeds"] or seeds) and (index == 0 or not run.spec["once"])):
+                    runs.append(run)
     if not everything:
         _check_pace(runs)
     return runs
@@ -179,7 +182,8 @@ def _check_pace(runs: list[Run]) -> None:
         earlier.add(run.id)
 
 
-def _effective(config: dict, name: str, seed: int) -> Run:
+def _effective(config: dict, name: str, seed: int) -> list[Run]:
+    """The run of that name; where it measures the user's folders, one for each of them."""
     chosen = config["run"][name]
     check_type(f"run.{name}", chosen, dict)
     spec = RUN_KEYS | {key: value for key, value in chosen.items() if key in RUN_KEYS}
@@ -189,17 +193,39 @@ def _effective(config: dict, name: str, seed: int) -> Run:
         raise UserError(f"config key run.{name}.recipe: missing; accepted: a recipe's name or dotted path")
     overrides = {key: value for key, value in chosen.items() if key not in RUN_KEYS}
     base = {key: value for key, value in config.items() if key not in JOB_KEYS}
-    values = _merge(base, overrides, f"run.{name}.") | {"seed": seed}
+    values = _tuples(_merge(base, overrides, f"run.{name}.")) | {"seed": seed}
     origin = {key: f"run.{name}.{key}" for key in leaves(overrides)} | {"seed": "seeds"}
     check_defaults(values, [key for key in DEFAULTS if key not in JOB_KEYS], origin)
     run = Run(name, seed, spec, values, origin, set())
-    if spec["fills"] and run.get(spec["fills"]):  # the user's own folder: measured, not trained
-        if run.get(spec["given"]) is None:
-            raise UserError(f"config key run.{name}.given: missing, or no key of the config (found {spec['given']!r}), though "
-                            f"{spec['fills']} is given; accepted: the key that takes the folder, as in 'model.path'")
-        run.set(spec["given"], run.get(spec["fills"]))
-        run.set("train.steps", 0)
-    return run
+    theirs = run.get(spec["fills"]) if spec["fills"] else None
+    if not theirs:
+        return [run]
+    # The user's own: measured, not trained.
+    if run.get(spec["given"]) is None:
+        raise UserError(f"config key run.{name}.given: missing, or no key of the config (found {spec['given']!r}), though "
+                        f"{spec['fills']} is given; accepted: the key that takes the folder, as in 'model.path'")
+    folders = list(theirs) if isinstance(theirs, (tuple, list)) else [theirs]
+    names = [f"{name}_{i + 1}" for i in range(len(folders))] if len(folders) > 1 else [name]
+    if taken := [one for one in names if one != name and one in config["run"]]:
+        raise UserError(f"config key run.{taken[0]}: found beside {len(folders)} folders in {spec['fills']}, of which {name} would "
+                        "measure one by that name; accepted: another name")
+    runs = [dataclasses.replace(run, name=one, values=_merge(values, {}), read=set()) for one in names]
+    for one, folder in zip(runs, folders, strict=True):
+        one.set(spec["given"], folder)
+        one.set("train.steps", 0)
+    return runs
+
+
+def _tuples(value: Any) -> Any:
+    """A flag gives a key that held a text (`teacher.path`) "('a', 'b')" as a text: the tuple that it means."""
+    if isinstance(value, dict):
+        return {name: _tuples(one) for name, one in value.items()}
+    if isinstance(value, str) and value.startswith("(") and value.endswith(")"):
+        with contextlib.suppress(ValueError, SyntaxError):
+            found = ast.literal_eval(value)
+            if isinstance(found, tuple) and all(isinstance(one, str) for one in found):
+                return found
+    return value
 
 
 def _merge(base: dict, over: dict, path: str = "") -> dict:

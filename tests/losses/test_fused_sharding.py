@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.losses.fused_vocab import fused_vocab_loss
+from jaxdistill.losses.targets import Mixture, TopK, top_k
 from jaxdistill.recipe import Aux, Group, Recipe, Schedule
 from jaxdistill.training import optim, sharding, state
 
@@ -46,8 +47,13 @@ def arrays(batch=16, time=12):
 
 
 def loss(hidden, head, bias, a):
+    teacher = a["theirs"], a["their_wte"]
+    if "second" in a:
+        teacher = Mixture((teacher, (a["second"], a["their_wte"][:, :8])), (0.4, 0.6))
+    if "ids" in a:
+        teacher = TopK(a["ids"], a["logits"], a["log_tail"])
     total, terms, probes = fused_vocab_loss(
-        hidden, head, a["labels"], scale=SCALE, where=a["where"], teacher=(a["theirs"], a["their_wte"]), head_bias=bias,
+        hidden, head, a["labels"], scale=SCALE, where=a["where"], teacher=teacher, head_bias=bias,
         temperature=2.0, chunk=16, probe=True,
     )
     return total, (terms, probes)
@@ -70,6 +76,18 @@ def test_no_collective_runs_in_the_loop_and_the_result_is_one_devices(mesh):
     assert COLLECTIVE.search(compiled.as_text())  # it is summed, once
     found, wanted = compiled(on(sharding.make_mesh(mesh), arrays())), jax.jit(run)(arrays())
     for ours, one in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(ours, one, rtol=0, atol=1e-6 * float(jnp.abs(one).max()))
+
+
+@pytest.mark.parametrize("kind", ["Mixture", "TopK"])
+def test_other_targets_are_cut_as_the_tokens_are(kind):
+    a = arrays()
+    logits = jnp.einsum("btd,vd->btv", a["theirs"], a["their_wte"])
+    more = {"second": a["theirs"][..., 8:16]} if kind == "Mixture" else jax.device_get(top_k(logits, 9, temperature=2.0)._asdict())
+    a, mesh = a | more, sharding.make_mesh((2, 2, 2))
+    compiled = jax.jit(run).lower(on(mesh, a)).compile()
+    assert looped(compiled.as_text()) == []
+    for ours, one in zip(jax.tree.leaves(compiled(on(mesh, a))), jax.tree.leaves(jax.jit(run)(a)), strict=True):
         np.testing.assert_allclose(ours, one, rtol=0, atol=1e-6 * float(jnp.abs(one).max()))
 
 

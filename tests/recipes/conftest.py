@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from jaxdistill.data import text, tokenizer
 from jaxdistill.models import gpt2
@@ -31,7 +31,8 @@ def config(folder: Path) -> ConfigDict:
     c.mesh, c.headline = (1, 1, 1), "kd"
     c.data = ConfigDict(TEXT | dict(path=str(folder / "text")))
     c.student = ConfigDict(dict(path="", width=16, depth=1, heads=2, dtype="float32", remat=False))
-    c.teacher = ConfigDict(dict(path=str(folder / "teacher"), width=16, depth=2, heads=2, dtype="float32", remat=False))
+    path, cache = (FieldReference(value, field_type=object) for value in (str(folder / "teacher"), ""))  # of one or of several
+    c.teacher = ConfigDict(dict(path=path, cache=cache, width=16, depth=2, heads=2, dtype="float32", remat=False))
     c.lm = ConfigDict(dict(smoothing=0.0))
     c.kd = ConfigDict(dict(weight=((0.0, 0.5),), temperature=((0.0, 2.0),)))
     c.train.update(dict(steps=8, batch=8, lr=1e-2, eval_every=4, checkpoint_every=4))
