@@ -35,7 +35,7 @@ def get_config():
         temperature=((0.0, 2.0),),
         kind="forward_kl",         # forward_kl | reverse_kl | jsd | skew_kl | skew_reverse_kl | total_variation
     ))
-    config.teacher = ConfigDict(dict(path="", dtype="float32"))
+    config.teacher = ConfigDict(dict(path="", dtype="float32", cache=""))  # cache: of python -m jaxdistill.cache, read in its place
     config.optimizer.weight_decay = 0.05
     config.train.update(dict(steps=1000, batch=32, lr=4e-3, eval_every=500, checkpoint_every=500, log_every=10))
 

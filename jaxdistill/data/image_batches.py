@@ -1,12 +1,14 @@
 """Batches of images: shuffled epochs or identities by K, each image's augmentation, partners, all of it a function of the seed.
 
 Batch k is the same whatever the number of processes, workers and threads: the order comes from (seed, epoch), an image's
-augmentation from (seed, epoch, image, copy), the partners from (seed, k).
+augmentation from (seed, epoch, image, copy), or of `Views` from (their seed, view, image), the partners from (seed, k).
 """
 
 import functools
 import logging
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -18,7 +20,15 @@ from jaxdistill.data.pictures import Arrays, Corrupt
 
 logger = logging.getLogger(__name__)
 # First number of each seed. Without it (seed, epoch) and (seed, epoch, 0, 0) would be one stream.
-ORDER, AUGMENT, PARTNER, IDENTITY, COPIES = range(1, 6)
+ORDER, AUGMENT, PARTNER, IDENTITY, COPIES, VIEW = range(1, 7)
+
+
+class Views(NamedTuple):
+    """So many augmented views of each training image, in place of ever new ones: epochs (and copies within one) take them in turn.
+    seed: of their augmentation, not the run's: so that what was once said of a view can be said of it again."""
+
+    count: int
+    seed: int
 
 
 class _Batches:
@@ -27,6 +37,7 @@ class _Batches:
     def __init__(self, split, config, batch: int, seed: int, training: bool, mine: slice):
         self.split, self.config, self.batch, self.seed, self.training, self.mine = split, config, batch, seed, training, mine
         self.identities, self.micro, self.pairs = 0, 1, False
+        self.views, self.beside = None, None
 
     def __repr__(self):
         return f"Batches({len(self.split)} images, {self.batch} at once)"
@@ -36,25 +47,29 @@ class _Batches:
 
     def __getitem__(self, k):
         """(batch, ((image, reason), ...)): the second for `_Counted`, since workers are other processes."""
-        epoch, index, copy = (column[self.mine] for column in self._chosen(int(k)))
+        row = np.arange(self.batch, dtype=np.int32)
+        batch, damaged = self.gather(*(column[self.mine] for column in self._chosen(int(k))))
+        return batch | {"row": row[self.mine], "partner": self._partners(int(k), row)[self.mine]}, damaged
+
+    def gather(self, epoch: np.ndarray, index: np.ndarray, copy: np.ndarray) -> tuple[dict, tuple]:
+        """(the images `index`, ((image, reason), ...)) of these epochs and copies."""
         damaged, images, kept = {}, [], []
         for at in zip(epoch.tolist(), index.tolist(), copy.tolist(), strict=True):
             image, i = self._image(*at, damaged)
             images.append(image)
             kept.append(i)
         kept = np.asarray(kept)
-        row = np.arange(self.batch, dtype=np.int32)
         batch = {
             "image": np.stack(images),
             "label": self.split.labels[kept],
             "camera": self.split.cameras[kept],
             "gallery": self.split.gallery[kept],
             "valid": kept >= 0,
-            "row": row[self.mine],
-            "partner": self._partners(int(k), row)[self.mine],
         }
         for name in ("label", "camera", "gallery"):
             batch[name] = np.where(batch["valid"], batch[name], np.zeros((), batch[name].dtype))
+        if self.beside:
+            batch |= self.beside(np.where(kept < 0, len(self.split), kept), epoch + copy)
         return batch, tuple(damaged.items())
 
     def _chosen(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -99,7 +114,10 @@ class _Batches:
                 continue
             if not self.training:
                 return augment.centred(picture, self.config), other
-            rng = np.random.default_rng((AUGMENT, self.seed, epoch, i, copy))
+            numbers = (AUGMENT, self.seed, epoch, i, copy)
+            if self.views:
+                numbers = (VIEW, self.views.seed, (epoch + copy) % self.views.count, other)
+            rng = np.random.default_rng(numbers)
             return augment.training(picture, self.config, rng), other
         return np.zeros((*self.config.size, self.config.channels), np.uint8), -1
 
@@ -153,9 +171,19 @@ class _Counted:
         return batch
 
 
+def rows(split, config, index: np.ndarray, *, views: Views | None = None, view: int = 0) -> dict[str, np.ndarray]:
+    """The images `index` int [B] as `batches` has them, in view number `view` of `views`, or as evaluation shows them; numbers past
+    the end are padding."""
+    source = _Batches(split, config, len(index), 0, views is not None, slice(None))
+    source.views = views
+    known = np.where(index < len(split), index, -1)
+    batch, damaged = source.gather(np.full(len(index), view), known, np.zeros(len(index), int))
+    return _Counted(split, config.corrupt, False)((batch, damaged))
+
+
 def batches(
     split, config, *, batch: int, seed: int, training: bool, micro: int = 1, identities: int = 0, pairs: bool = False,
-    process_index: int = 0, process_count: int = 1,
+    views: Views | None = None, beside: Callable | None = None, process_index: int = 0, process_count: int = 1,
 ) -> grain.DatasetIterator:  # fmt: skip
     """Iterator over dicts of arrays of B = batch / process_count examples: `image` uint8 [B, h, w, channels]; `label`, `camera`
     int32 [B]; `gallery`, `valid` bool [B]; `row`, `partner` int32 [B], places in the global batch (partner is row without `pairs`).
@@ -180,6 +208,9 @@ def batches(
       batch: examples in the global batch.
       micro: parts that a batch is cut into, row i going to part i % micro.
       pairs: draw partners: one shift a batch, within 1 to batch - 1 and a multiple of `micro`. No row is its own partner.
+      views: in training, those that are shown instead of new ones.
+      beside: (images int [B], their epochs int [B]) -> more arrays [B, ...], a function of both alone; the number of images
+        stands for what is not valid. Of `views`, view (epoch mod their count) is the one that is shown.
       process_index, process_count: this process gets rows [index * B, (index + 1) * B) of the global batch.
 
     Raises:
@@ -192,8 +223,9 @@ def batches(
                         "multiple of train.micro, at least twice as large")  # fmt: skip
     each = batch // process_count
     source = _Batches(split, config, batch, seed, training, slice(process_index * each, (process_index + 1) * each))
+    source.beside = beside
     if training:
-        source.identities, source.micro, source.pairs = identities, micro, pairs
+        source.identities, source.micro, source.pairs, source.views = identities, micro, pairs, views
         if identities and (batch % identities or batch // identities < 2):
             raise UserError(f"config key train.batch: found {batch} for {identities} identities; accepted: a multiple of them, at least "
                             "twice as large (a triplet needs two images of an identity)")  # fmt: skip

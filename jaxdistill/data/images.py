@@ -117,6 +117,13 @@ class ImageConfig:
         return tuple(math.ceil(number * shrink) for number in self.stored)
 
     @property
+    def augmented(self) -> str:
+        """The key that makes training images differ from one epoch to the next; "" where none does."""
+        chance = ("resized_crop", "flip", "rotate", "shift", "zoom", "shear", "jitter", "erasing")
+        cropped = "resize" if self.stored != self.size and not self.resized_crop else ""
+        return next((name for name in chance if getattr(self, name)), cropped)
+
+    @property
     def warps(self) -> bool:
         return any((self.rotate, self.shift, self.zoom, self.shear))
 

@@ -29,7 +29,8 @@ from jaxdistill.losses.classification import cross_entropy
 from jaxdistill.losses.divergences import KINDS, divergence
 from jaxdistill.models import classifier
 from jaxdistill.models.dcal import PWCA, Branches
-from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, probed, while_on
+from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, on_host, probed, while_on
+from jaxdistill.recipes import classifier_teachers
 from jaxdistill.recipes.lm import groups
 
 MODES = {  # -> the branches that are trained
@@ -148,7 +149,7 @@ def make(config) -> Recipe:
         raise UserError(words) from None
     if measured:
         branches = deployed = ("sa", "glca") if student.module.branches.glca else ("sa",)
-    teacher = distils and _teacher(config, data, sets)
+    teacher = classifier_teachers.choose(config, data, sets) if distils else None
     see = lambda model, params, x, **options: model.module.apply({"params": params}, x, **options)  # noqa: E731
 
     def init(key):
@@ -160,11 +161,6 @@ def make(config) -> Recipe:
         if learned:
             return weighting.factor(params["balance"][name], bounds)
         return 0.5 if len(branches) > 1 else 1.0
-
-    def teach(frozen, batch):
-        """The logits of the teacher's branches; targets, which must not move to meet the student."""
-        logits, _ = see(teacher, frozen["teacher"], teacher.normalise(batch["image"]))
-        return jax.lax.stop_gradient(logits)
 
     def together(logits, t):
         """Logits whose softmax at t is the mean of the branches' at t."""
@@ -195,7 +191,7 @@ def make(config) -> Recipe:
             t, distance = temperature.constant or dials.knobs["temperature"], divergence(kd.kind)
 
             def taught():
-                theirs = teach(frozen, batch)
+                theirs = teacher.logits(frozen, batch)
                 target = together(theirs, t)
                 each = [distance(target, outputs[name], temperature=t, where=valid) for name in deployed]
                 return t**2 * sum(jnp.sum(values) for values in each) / len(each), theirs
@@ -231,17 +227,18 @@ def make(config) -> Recipe:
         if reid:
             joined = jnp.concatenate([features[name] for name in deployed], axis=-1)
             return {"features": joined, **{name: batch[name] for name in ("label", "camera", "gallery", "valid")}}
-        target = together(teach(frozen, batch), 1.0) if distils else None
+        target = together(teacher.logits(frozen, batch), 1.0) if distils else None
         return classification.sums({name: outputs[name] for name in deployed}, batch["label"], batch["valid"], target)
 
     def figures(variables, frozen, batches):
-        shown = next(iter(batches))
-        found = jax.device_get(jax.jit(lambda p, x: see(student, p, student.normalise(x))[1])(variables.params["student"], shown["image"]))
-        take = np.flatnonzero(np.asarray(shown["valid"]))[: chosen.figures]
-        names = [sets.classes[i] if 0 <= i < len(sets.classes) and not reid else str(i) for i in np.asarray(shown["label"])[take]]
+        given = next(iter(batches))
+        look = jax.jit(lambda p, x: see(student, p, student.normalise(x))[1])
+        shown, found = on_host((given, look(variables.params["student"], given["image"])))
+        take = np.flatnonzero(shown["valid"])[: chosen.figures]
+        names = [sets.classes[i] if 0 <= i < len(sets.classes) and not reid else str(i) for i in shown["label"][take]]
         rollout, glca, queries = (found[name][take] if name in found else None for name in ("rollout", "glca_attention", "queries"))
         maps = {"rollout (SA)": rollout, "GLCA": glca}
-        return {"attention": plots.attention(np.asarray(shown["image"])[take], names, maps, queries, student.module.vit.grid)}
+        return {"attention": plots.attention(shown["image"][take], names, maps, queries, student.module.vit.grid)}
 
     rank = functools.partial(retrieval.finish, rerank=retrieval.Rerank() if chosen.rerank else None)
     judge = functools.partial(Evaluator, measure=measure, finish=rank if reid else classification.finish, whole=reid)
@@ -249,7 +246,9 @@ def make(config) -> Recipe:
         training = split == "train"
         return image_batches.batches(
             sets.splits[split], data, batch=batch, seed=seed, training=training, micro=micro, pairs="pwca" in branches and training,
-            identities=losses.identities if reid and training else 0, process_index=jax.process_index(), process_count=jax.process_count(),
+            identities=losses.identities if reid and training else 0, views=teacher.views if distils else None,
+            beside=teacher.beside(split) if distils else None, process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     def told(variables, batch):
@@ -273,17 +272,9 @@ def make(config) -> Recipe:
         sharding_rules=((r"(^|/)balance/", jax.P()), *student.sharding, *(teacher.sharding if distils else ())),
         data=batches,
         evaluators={split: judge(split) for split in sets.splits if split != "train"},
-        frozen=lambda place: {"teacher": teacher.load(place and (lambda name: place(f"teacher/{name}")))} if distils else {},
+        frozen=lambda place: teacher.load(place) if distils else {},
         export=lambda params, folder: student.save(params["student"], folder),
         figures=figures if chosen.figures else None,
-        describe=lambda batch: images.describe(batch, sets.classes), preflight=told,
+        describe=lambda batch: images.describe(batch, sets.classes), preflight=told, outputs=teacher.outputs if distils else None,
         facts={**sets.facts, "model": student.facts, "teacher": teacher.facts if distils else {}, "parameters": student.parameters},
     )
-
-
-def _teacher(config, data, sets):
-    chosen = config.teacher.build(classifier.ModelConfig)
-    if not chosen.path:
-        raise UserError("config key teacher.path: found ''; accepted: a folder that a classifier was exported to, or of a Hugging Face ViT")
-    return classifier.describe(dataclasses.replace(chosen, head="stored"), "teacher", image=data.size, channels=data.channels,
-                               classes=sets.classes)

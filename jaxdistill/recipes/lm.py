@@ -88,11 +88,12 @@ def share(where) -> tuple:
     return jnp.sum(where, dtype=jnp.float32), jnp.asarray(where.size, jnp.float32)
 
 
-def batches(corpus, split: str, batch: int, seed: int):
-    """Training: shuffled by the seed and endless. Other splits: in order, once, the last batch padded."""
+def batches(corpus, split: str, batch: int, seed: int, beside=None):
+    """Training: shuffled by the seed and endless. Other splits: in order, once, the last batch padded. beside: as in
+    `packing.batches`."""
     training = split == "train"
     return packing.batches(
-        corpus.splits[split], batch=batch, seed=seed, repeat=training, shuffle=training,
+        corpus.splits[split], batch=batch, seed=seed, repeat=training, shuffle=training, beside=beside,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )
 
