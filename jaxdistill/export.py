@@ -25,23 +25,29 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--run", default="", help="as in WORKDIR/runs; by default the job's headline run")
     flags = parser.parse_args(argv[1:])
     run = flags.run or headline(flags.workdir)
-    folder = flags.workdir / "runs" / run
-    if not (folder / "result.json").exists():
-        found = ", ".join(sorted(path.parent.name for path in flags.workdir.glob("runs/*/result.json"))) or "none is finished yet"
-        raise UserError(f"--run: found {run!r}, which is not a finished run of {flags.workdir}; accepted: {found}")
+    folder = exported(flags.workdir, run)
     if flags.out.exists() and (not flags.out.is_dir() or any(flags.out.iterdir())):
         raise UserError(f"{flags.out}: exists already; accepted: a new folder, or an empty one")
-    if not (folder / "export").is_dir():
-        raise UserError(f"{folder / 'export'}: missing: the run's recipe exports nothing; accepted: a run that has such a folder")
     temporary = flags.out.with_name(f".{flags.out.name}.{os.getpid()}")  # whole or not at all
     try:
         flags.out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(folder / "export", temporary)
+        shutil.copytree(folder, temporary)
         temporary.replace(flags.out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{run} exported to {flags.out}")
     return 0
+
+
+def exported(workdir: Path, run: str) -> Path:
+    """What the finished run NAME-SEED has exported."""
+    folder = workdir / "runs" / run
+    if not (folder / "result.json").exists():
+        found = ", ".join(sorted(path.parent.name for path in workdir.glob("runs/*/result.json"))) or "none is finished yet"
+        raise UserError(f"--run: found {run!r}, which is not a finished run of {workdir}; accepted: {found}")
+    if not (folder / "export").is_dir():
+        raise UserError(f"{folder / 'export'}: missing: the run's recipe exports nothing; accepted: a run that has such a folder")
+    return folder / "export"
 
 
 def headline(workdir: Path) -> str:

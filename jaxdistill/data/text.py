@@ -25,7 +25,7 @@ from jaxdistill.data.tokenizer import SMALLEST_VOCAB, Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """What to read and how to cut it. Hashable: `load` remembers what it loaded."""
+    """The section `data` of text: what to read and how to cut it. Hashable: `load` remembers what it loaded."""
 
     source: str = "stdlib"  # stdlib | files | jsonl | parquet | tfds
     path: str = ""  # file, folder or glob; tfds: the dataset's name or folder
@@ -38,6 +38,7 @@ class TextConfig:
     test: float = 0.05
     train_tokens: int = 0  # predicted tokens to keep; 0: all
     eval_tokens: int = 0  # at most as many, of validation and of test; 0: all
+    train_path: str = ""  # jsonl with this `field`, as jaxdistill.generate writes: trained on in place of the split's own documents
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -130,7 +131,8 @@ def load(config: TextConfig) -> Corpus:
     if config.tokenizer:
         tok = tokenizer.load(config.tokenizer)
     else:
-        tok = tokenizer.train([document.text for document in parts["train"]], config.vocab, prints["train"])
+        own, own_prints = _read(dataclasses.replace(config, train_path=""), collections.Counter()) if config.train_path else (parts, prints)
+        tok = tokenizer.train([document.text for document in own["train"]], config.vocab, own_prints["train"])
     facts = {"source": config.source, **counts, "tokenizer": tokenizer.tokenizer_hash(tok), "vocab": tok.vocab, "splits": {}}
     if config.source == "stdlib":
         facts["python"] = platform.python_version()
@@ -178,9 +180,25 @@ def paired(config: TextConfig, teacher: str, cap: int = 0) -> Corpus:
     )
 
 
+def _given(config: TextConfig, counts: collections.Counter) -> list[Document]:
+    """The documents of `config.train_path`, in the order of their hashes, as a split's own are."""
+    try:
+        read = list(documents(dataclasses.replace(config, source="jsonl", path=config.train_path, train_path=""), counts))
+    except UserError as error:
+        raise UserError(str(error).replace("data.path", "data.train_path", 1)) from None
+    return sorted(Document(hashlib.sha256(text.encode()).digest(), name, text) for name, text in read)
+
+
+def training_documents(config: TextConfig) -> list[Document]:
+    """The documents that `load(config)` trains on, in order; the last of them it may have cut."""
+    return _read(config, collections.Counter())[0]["train"][: len(load(config).splits["train"].starts)]
+
+
 def _read(config: TextConfig, counts: collections.Counter) -> tuple[dict[str, list[Document]], dict[str, str]]:
     """(documents, SHA-256 of them all) by split."""
     parts = split(documents(config, counts), config)
+    if config.train_path:
+        parts["train"] = _given(config, counts)
     return parts, {side: cache.key(*(document.digest for document in part)) for side, part in parts.items()}
 
 

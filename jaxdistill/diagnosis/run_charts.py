@@ -28,7 +28,8 @@ def _ledger(run: Run) -> Iterator[Chart]:
     weights = {name: run.term(name, "weight") for name in active}
     knobs = {name: run.updates[f"knobs/{name}"] for name in run.knobs}
     still = {name: values[0] for name, values in knobs.items() if np.all(values == values[0])}
-    raw = {name: Series(run.steps, run.term(name)) for name in active}
+    counted = {name: run.term(name, "count") != 0 for name in active}  # where a term counts nothing, its 0 is 0/0
+    raw = {name: Series(run.steps[there], run.term(name)[there]) for name, there in counted.items()}
     if len(active) == 1 and np.all(weights[active[0]] == 1):  # raw, weighted and sum are one
         yield lines("loss", raw, "".join(f"{name} stays {value:g} " for name, value in still.items()))
     elif active:

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill import UserError
-from jaxdistill.models import hf
+from jaxdistill.models import hf, kv_cache
 from jaxdistill.models.layers import LayerNorm
 
 # First match wins, by re.search: the same rule serves a parameter, its moments and its EMA. Every leaf is cut over
@@ -72,6 +72,14 @@ class GPT2Config:
         if self.activation not in list(ACTIVATIONS):  # a list: what is found may not be hashable
             raise UserError(f"activation: found {self.activation!r}; accepted: {', '.join(ACTIVATIONS)}")
 
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
 
 def _linear(x: Float[Array, "batch time _"], features: int, std: float, dtype: Any, name: str):
     """A Dense over the rows of x as ONE matrix. With [batch, time] in front, XLA:CPU transposes the incoming gradient
@@ -81,20 +89,23 @@ def _linear(x: Float[Array, "batch time _"], features: int, std: float, dtype: A
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention; returns the output and the probabilities [batch, heads, time, time]."""
+    """Causal multi-head self-attention; returns the output and, as features, the probabilities [batch, heads, time, time], or
+    with a `cache` (kv_cache.KVCache.block) its keys and values, extended."""
 
     config: GPT2Config
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch time width"], same: Bool[Array, "batch 1 time time"] | None):
+    def __call__(self, x: Float[Array, "batch time width"], same: Bool[Array, "batch 1 time keys"] | None, cache: tuple | None = None):
         c = self.config
         qkv = _linear(x, 3 * c.width, 0.02, self.dtype, "qkv")
         q, k, v = (a.reshape(*x.shape[:2], c.heads, -1) for a in jnp.split(qkv, 3, axis=-1))
+        if cache is not None:
+            k, v = kv_cache.append(cache, k, v)
         with jax.numpy_dtype_promotion("standard"):  # its own float32 softmax is an implicit promotion from bfloat16
-            out = jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=True)
+            out = jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=cache is None)
         out = _linear(out.reshape(x.shape), c.width, 0.02 / (2 * c.depth) ** 0.5, self.dtype, "out")
-        return out, _probabilities(q, k, same)
+        return out, {"attention": _probabilities(q, k, same)} if cache is None else {"keys": k, "values": v}
 
 
 def _probabilities(q, k, same) -> Float[Array, "batch heads time time"]:
@@ -120,13 +131,13 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch time width"], same: Bool[Array, "batch 1 time time"] | None):
+    def __call__(self, x: Float[Array, "batch time width"], same: Bool[Array, "batch 1 time keys"] | None, cache: tuple | None = None):
         c = self.config
         h = LayerNorm(c.eps, self.dtype, name="ln_1")(x)
-        h, probabilities = Attention(c, self.dtype, name="attention")(h, same)
+        h, inside = Attention(c, self.dtype, name="attention")(h, same, cache)
         x = x + h
         h = LayerNorm(c.eps, self.dtype, name="ln_2")(x)
-        return x + MLP(c, self.dtype, name="mlp")(h), probabilities
+        return x + MLP(c, self.dtype, name="mlp")(h), inside
 
 
 class GPT2(nn.Module):
@@ -144,6 +155,7 @@ class GPT2(nn.Module):
         *,
         segments: Int[Array, "batch time"] | None = None,
         positions: Int[Array, "batch time"] | None = None,
+        cache: kv_cache.KVCache | None = None,
     ) -> tuple[Float[Array, "batch time vocab"], dict[str, Float[Array, "..."]]]:
         """Next-token logits (float32) and every intermediate.
 
@@ -152,10 +164,12 @@ class GPT2(nn.Module):
           segments: number of the document each token belongs to, 0 for padding. A token sees itself and earlier ones
             of its own segment (padding sees padding: its rows stay finite). None: one document a row.
           positions: position of each token in its document; None: 0, 1, 2...
+          cache: what was read before these tokens, whose slots must have room for them; segments and positions are then needed.
 
         Returns:
           logits, and features: "embed", "block_i" (the block's output), "final" (after the last LayerNorm), all
-          [batch, time, width] in `dtype`; "attention_i", softmax probabilities [batch, heads, time, time], float32.
+          [batch, time, width] in `dtype`; "attention_i", softmax probabilities [batch, heads, time, time], float32; with a cache
+          in place of these "keys_i" and "values_i" [batch, slots, heads, channels], of which `kv_cache.extended` makes the next.
           `UserError` where a row is longer than `config.length`.
         """
         c = self.config
@@ -166,11 +180,13 @@ class GPT2(nn.Module):
         positions = jnp.arange(tokens.shape[1])[None] if positions is None else positions
         x = (wte(tokens) + wpe(positions)).astype(self.dtype)  # looked up in float32: so the gradient is summed in it
         same = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
+        if cache is not None:
+            same = kv_cache.visible(cache, segments)
         features = {"embed": x}
         block = nn.remat(Block) if self.remat else Block
         for i in range(c.depth):
-            x, probabilities = block(c, self.dtype, name=f"block_{i}")(x, same)
-            features |= {f"block_{i}": x, f"attention_{i}": probabilities}
+            x, inside = block(c, self.dtype, name=f"block_{i}")(x, same, cache and cache.block(i))
+            features |= {f"block_{i}": x} | {f"{name}_{i}": value for name, value in inside.items()}
         features["final"] = x = LayerNorm(c.eps, self.dtype, name="ln_f")(x)
         head = wte.embedding.astype(self.dtype)
         logits = jnp.einsum("nd,vd->nv", x.reshape(-1, c.width), head, preferred_element_type=jnp.float32)

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill import UserError
-from jaxdistill.models import hf, rope
+from jaxdistill.models import hf, kv_cache, rope
 from jaxdistill.models.moe import MoE
 from jaxdistill.models.rope import Rope
 
@@ -143,13 +143,15 @@ def _linear(x: Float[Array, "batch time _"], features: int, std: float, dtype: A
 
 
 class Attention(nn.Module):
-    """Causal self-attention of grouped queries; returns the output and the probabilities [batch, heads, time, time]."""
+    """Causal self-attention of grouped queries; returns what GPT-2's does."""
 
     config: LlamaConfig
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch time width"], same: Bool[Array, "batch 1 time time"] | None, cos, sin):
+    def __call__(
+        self, x: Float[Array, "batch time width"], same: Bool[Array, "batch 1 time keys"] | None, cos, sin, cache: tuple | None = None
+    ):
         c = self.config
 
         def heads(name: str, count: int):
@@ -160,10 +162,12 @@ class Attention(nn.Module):
         if c.kind.startswith("qwen3"):
             q, k = RMSNorm(c.eps, self.dtype, name="q_norm")(q), RMSNorm(c.eps, self.dtype, name="k_norm")(k)
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
+        if cache is not None:
+            k, v = kv_cache.append(cache, k, v)
         with jax.numpy_dtype_promotion("standard"):  # its own float32 softmax is an implicit promotion from bfloat16
-            out = jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=True)
-        out = out.reshape(*x.shape[:2], -1)
-        return _linear(out, c.width, c.down_std, self.dtype, "out", c.attention_bias), _probabilities(q, k, same)
+            out = jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=cache is None)
+        out = _linear(out.reshape(*x.shape[:2], -1), c.width, c.down_std, self.dtype, "out", c.attention_bias)
+        return out, {"attention": _probabilities(q, k, same)} if cache is None else {"keys": k, "values": v}
 
 
 def _probabilities(q, k, same) -> Float[Array, "batch heads time time"]:
@@ -188,17 +192,19 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Returns the block's output and its own features by name: "attention", and of experts "router" and "experts"."""
+    """Returns the block's output and its own features by name: those of attention, and of experts "router" and "experts"."""
 
     config: LlamaConfig
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch time width"], same: Bool[Array, "batch 1 time time"] | None, cos, sin):
+    def __call__(
+        self, x: Float[Array, "batch time width"], same: Bool[Array, "batch 1 time keys"] | None, cos, sin, cache: tuple | None = None
+    ):
         c = self.config
         h = RMSNorm(c.eps, self.dtype, name="ln_1")(x)
-        h, probabilities = Attention(c, self.dtype, name="attention")(h, same, cos, sin)
-        x, features = x + h, {"attention": probabilities}
+        h, features = Attention(c, self.dtype, name="attention")(h, same, cos, sin, cache)
+        x = x + h
         h = RMSNorm(c.eps, self.dtype, name="ln_2")(x)
         if c.moe:
             h, routed = MoE(c.inner, c.experts, c.top_k, c.norm_topk, c.down_std, self.dtype, name="moe")(h)
@@ -222,6 +228,7 @@ class Llama(nn.Module):
         *,
         segments: Int[Array, "batch time"] | None = None,
         positions: Int[Array, "batch time"] | None = None,
+        cache: kv_cache.KVCache | None = None,
     ) -> tuple[Float[Array, "batch time vocab"], dict[str, Float[Array, "..."]]]:
         """Next-token logits (float32) and every intermediate: the contract of `gpt2.GPT2`.
 
@@ -236,10 +243,12 @@ class Llama(nn.Module):
         cos, sin = rope.angles(c.rope, c.head_dim, positions)
         x = wte(tokens).astype(self.dtype)  # looked up in float32: so the gradient is summed in it
         same = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
+        if cache is not None:
+            same = kv_cache.visible(cache, segments)
         features = {"embed": x}
         block = nn.remat(Block) if self.remat else Block
         for i in range(c.depth):
-            x, inside = block(c, self.dtype, name=f"block_{i}")(x, same, cos, sin)
+            x, inside = block(c, self.dtype, name=f"block_{i}")(x, same, cos, sin, cache and cache.block(i))
             features |= {f"block_{i}": x} | {f"{name}_{i}": value for name, value in inside.items()}
         features["final"] = x = RMSNorm(c.eps, self.dtype, name="ln_f")(x)
         head = wte if c.tied else nn.Embed(c.vocab, c.width, embedding_init=nn.initializers.normal(0.02), name="head")

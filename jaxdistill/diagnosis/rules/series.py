@@ -28,14 +28,21 @@ def applied(run: Run) -> np.ndarray:
     return run.updates["finite"] == 1
 
 
+def comparable(run: Run) -> np.ndarray:
+    """bool [updates]: the applied ones whose losses are one curve. Of a run that also trains on what the student itself writes, those on
+    text."""
+    on_text = applied(run) & (run.updates["sampled"] != 1)
+    return on_text if on_text.any() else applied(run)
+
+
 def alive(run: Run, name: str) -> np.ndarray:
-    """bool [updates]: where a term had a weight and examples."""
-    return (run.term(name, "weight") != 0) & (run.term(name, "count") > 0) & applied(run)
+    """bool [updates]: those of `comparable` in which a term had a weight and examples."""
+    return (run.term(name, "weight") != 0) & (run.term(name, "count") > 0) & comparable(run)
 
 
 def throughout(run: Run) -> list[str]:
-    """The terms that are alive in (nearly) all applied updates."""
-    count = applied(run).sum()
+    """The terms that are alive in (nearly) all of these updates."""
+    count = comparable(run).sum()
     return [name for name in run.terms if count and alive(run, name).sum() >= 0.95 * count]
 
 
@@ -52,7 +59,7 @@ def curve(run: Run) -> np.ndarray:
     """The loss of the applied updates with every weight as it is at the end: what is left when schedules are taken out.
 
     Terms that are not there throughout are left out; learned factors too."""
-    ok, names = applied(run), throughout(run)
+    ok, names = comparable(run), throughout(run)
     if not names:
         return run.updates["loss"][ok]
     return sum(float(np.nanmedian(run.term(name, "weight")[ok][-10:])) * run.term(name)[ok] for name in names)
@@ -62,8 +69,8 @@ def nll(run: Run) -> Series:
     """The student's negative log-likelihood of the training labels, in nats: the probe, or the main term where it is nothing else."""
     if len(found := run.probe("nll")):
         return found
-    name, ok = main_term(run), applied(run)
-    if name is None or run.get("lm.smoothing" if name == "lm" else "loss.smoothing", 0):
+    name, ok = main_term(run), comparable(run)
+    if name not in MAIN or run.get("lm.smoothing" if name == "lm" else "loss.smoothing", 0):
         return Series(np.zeros(0, int), np.zeros(0))
     return Series(run.steps[ok], run.term(name)[ok])
 
