@@ -2,10 +2,13 @@
 
 import errno
 import io
+import os
 import sys
 from collections.abc import Callable
 
 __version__ = "0.1.0"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+NO_SPACE = "No space left on device"
 
 
 class UserError(ValueError):
@@ -13,27 +16,39 @@ class UserError(ValueError):
     found and what would be accepted. The commands print that line alone and exit with 2."""
 
 
+def worded(error: BaseException) -> str | None:
+    """The one line for what is not the program's fault: a UserError, a disk that is full or read-only, a device without enough
+    memory; None for anything else."""
+    text = str(error)
+    if isinstance(error, UserError):
+        line = text
+    elif isinstance(error, OSError) and error.errno in FULL:
+        line = f"{error.filename or 'disk'}: {error.strerror}; accepted: a folder that can be written, with room in it"
+    elif isinstance(error, Exception) and NO_SPACE in text:  # as orbax and tensorstore report it
+        line = "workdir: No space left on device; accepted: one with room in it (what is done there is kept: the same command goes on)"
+    elif isinstance(error, Exception) and "RESOURCE_EXHAUSTED" in text:  # as XLA reports an allocation that failed
+        line = (f"device memory: {text.splitlines()[0]}; accepted: a smaller train.batch or data.length, a larger "
+                "train.micro, or remat (--dry_run predicts what a step needs)")
+    else:
+        return None
+    return " ".join(line.split())
+
+
 def command(body: Callable[[], int | None]) -> None:
-    """Runs a command's body and exits with its code; a UserError, a disk that is full or read-only, or a device without
-    enough memory is one line on stderr and exit code 2."""
-    full = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-    quiet = False
+    """Runs a command's body and exits with its code; what `worded` has a line for is that line on stderr, and exit code 2."""
     try:
-        sys.exit(body() or 0)
-    except UserError as error:
-        line = str(error)
+        code = body() or 0
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:  # whoever reads has read enough (| head): not an error, and nothing more to print
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(0)
     except Exception as error:
-        quiet = "No space left on device" in str(error)
-        if isinstance(error, OSError) and error.errno in full:
-            line = f"{error.filename or 'disk'}: {error.strerror}; accepted: a folder that can be written, with room in it"
-        elif quiet:  # as orbax and tensorstore report it
-            line = "workdir: No space left on device; accepted: one with room in it (what is done there is kept: the same command goes on)"
-        elif "RESOURCE_EXHAUSTED" in str(error):  # as XLA reports an allocation that failed
-            line = (f"device memory: {str(error).splitlines()[0]}; accepted: a smaller train.batch or data.length, a larger "
-                    "train.micro, or remat (--dry_run predicts what a step needs)")
-        else:
+        line = worded(error)
+        if line is None:
             raise
-    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+        quiet = NO_SPACE in str(error)
+    print(f"error: {line}", file=sys.stderr)
     if quiet:
         sys.stderr = io.StringIO()  # a checkpoint's other writes still fail in their threads, each with a traceback
     sys.exit(2)

@@ -1,6 +1,9 @@
 """python -m jaxdistill.main --config=configs/kd.py[:variant] [--config.key=value ...] --workdir=DIR [--dry_run]
 
-Flags -> training.loop.run(config, workdir).
+    on several machines: this on each, with --distributed (TPU slice, Slurm, Open MPI) or --coordinator, --num_processes, --process_id
+
+Flags -> training.loop.run(config, workdir). Exit codes: 0; 1, a gate stopped the run; 2, a mistake of the user's; 70, another process is
+gone; 75 and 130, stopped by SIGTERM and SIGINT. After the last three the same command goes on.
 """
 
 import logging as stdlib_logging
@@ -18,42 +21,70 @@ from jaxdistill import UserError, command
 CONFIG = config_flags.DEFINE_config_file("config", None, "The job: configs/kd.py, or one of yours.")
 WORKDIR = flags.DEFINE_string("workdir", "workdir", "Where the job lives. The same command there goes on with it.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build and check everything, print the plan, train nothing.")
-FLAGS = "accepted: --config=FILE, --config.KEY=VALUE, --workdir=DIR, --dry_run"
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where the processes of this job meet.")
+PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes this job has.")
+PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several processes; what is not given, the launcher tells (TPU slice, Slurm, ...).")
+MEET = flags.DEFINE_integer("meet_seconds", 300, "For how long a process waits at the start for the others.", lower_bound=1)
+JOB_FLAGS = "accepted: --config=FILE, --config.KEY=VALUE, --workdir=DIR, --dry_run"
+ACCEPTED_FLAGS = (f"{JOB_FLAGS}, --distributed, --coordinator=HOST:PORT, --num_processes=N, --process_id=I, "
+                  "--meet_seconds=S")
 ACCEPTED = "accepted: a file whose get_config() returns a ConfigDict, as configs/kd.py"
 
 
 def main(_) -> int:
-    logging.set_verbosity(logging.FATAL)  # orbax tells every file it touches, and each error that it raises too
-    own = stdlib_logging.getLogger("jaxdistill")  # but what this project warns of (an unreadable image) must be seen
-    own.setLevel(stdlib_logging.WARNING)
-    own.addHandler(stdlib_logging.StreamHandler())
-    own.propagate = False  # absl has a handler too
-    from jaxdistill import report  # here, so that --help need not wait for JAX
+    logging.set_verbosity(logging.FATAL)  # JAX tells of proxies while the processes meet
+    from jaxdistill.training import distributed  # here, so that --help need not wait for JAX
+
+    with distributed.joined(COORDINATOR.value, PROCESSES.value, PROCESS.value, detect=DISTRIBUTED.value, timeout=MEET.value) as first:
+        return work(first)
+
+
+def work(first: bool) -> int:
+    """first: whether this is the process that speaks."""
+    import jax
+
+    from jaxdistill import report
     from jaxdistill.training import loop, preflight
 
+    quiet(jax.process_index())
     if DRY_RUN.value:
-        preflight.dry_run(CONFIG.value)
+        preflight.dry_run(CONFIG.value, quiet=not first)
         return 0
     try:
         loop.run(CONFIG.value, WORKDIR.value)
-        report.main(["report", WORKDIR.value])
+        if first:
+            report.main(["report", WORKDIR.value])
     except (loop.Interrupted, loop.Sick) as stop:
-        print(stop, file=sys.stderr)
+        if first:
+            print(stop, file=sys.stderr)
         return stop.code
     return 0
 
 
-def parse(argv: list[str]) -> list[str]:
+def quiet(process: int = 0) -> None:
+    """The libraries' logs off, this project's own warnings on; of several processes what each meets by itself, under its number."""
+    logging.set_verbosity(logging.FATAL)  # orbax tells every file it touches, and each error that it raises too
+    own, handler = stdlib_logging.getLogger("jaxdistill"), stdlib_logging.StreamHandler()
+    own.setLevel(stdlib_logging.WARNING)  # but what this project warns of (an unreadable image) must be seen
+    if process:
+        stdlib_logging.getLogger("jaxdistill.recipes").setLevel(stdlib_logging.ERROR)  # they measure the same everywhere
+        handler.setFormatter(stdlib_logging.Formatter(f"process {process}: %(message)s"))
+    own.addHandler(handler)
+    own.propagate = False  # absl has a handler too
+
+
+def parse(argv: list[str], accepted: str = ACCEPTED_FLAGS) -> list[str]:
     """absl's flags; whatever is wrong with them or with the config file becomes one line."""
     check_config(argv)
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        raise UserError(f"flags: {error}" + (f"; {FLAGS}" if isinstance(error, flags.UnrecognizedFlagError) else "")) from None
+        raise UserError(f"flags: {error}" + (f"; {accepted}" if isinstance(error, flags.UnrecognizedFlagError) else "")) from None
     if not isinstance(CONFIG.value, ConfigDict):
         raise UserError(f"--config: missing; {ACCEPTED}")
     if len(rest) > 1:
-        raise UserError(f"flags: found {rest[1]!r}; {FLAGS}")
+        raise UserError(f"flags: found {rest[1]!r}; {accepted}")
     return rest
 
 

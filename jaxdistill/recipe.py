@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
 from jaxdistill import UserError
+
+STAND_IN = "stand_in"  # a file in the folders of untrained models that stand, in checks, for what earlier runs will train
 
 
 class Term(NamedTuple):
@@ -146,6 +149,26 @@ class Rest:
     off = False  # as a Schedule's; never by itself
 
 
+class Outputs(NamedTuple):
+    """What a recipe's teacher says of the rows of its splits: what `jaxdistill.cache` stores (data.teacher_cache).
+
+    made: JSON, what it is made from: what a reader must agree with. rows: split -> their number. take: (split, index int [B], view)
+    -> the batch on the host that holds these rows, in this view of them; rows past the end are padding. views: split -> how many
+    there are. measure: split -> (frozen, batch) -> {field: [B, draws, ...]}, traced. constants: (frozen) -> {name: array}: what all
+    rows share. units: ("token" or "image", split -> how many). dense: bytes of a teacher's logits for one of them, in bfloat16.
+    save: (folder) -> small files that a reader needs beside them."""
+
+    made: dict
+    rows: dict
+    take: Callable
+    views: dict
+    measure: dict
+    constants: Callable
+    units: tuple
+    dense: int
+    save: Callable = lambda folder: None
+
+
 def while_on(schedule: Schedule, scale: Array | float, compute: Callable) -> Any:
     """compute(), or zeros while `scale` is 0: a term whose ramp has not begun costs nothing. Its count must not depend on it."""
     if schedule.constant is not None:
@@ -174,6 +197,18 @@ def no_frozen(place):
     return {}
 
 
+class Sampler(NamedTuple):
+    """Batches that the student itself writes, in a program of their own, before the step sees them.
+
+    fraction: (step) -> the share of the updates whose batch is so written. Which they are follows from the run's key and their number
+    alone.
+    draw: (params, extra, frozen, batch, key) -> (a batch of the same shapes in its place, (sum, count) pairs that are only looked at);
+    of the whole batch, with the parameters as they are before the update."""
+
+    fraction: Callable
+    draw: Callable
+
+
 class Recipe(NamedTuple):
     """Everything `training` needs of a system.
 
@@ -190,15 +225,17 @@ class Recipe(NamedTuple):
     frozen: (place) -> teachers and constants, an argument of the step; never differentiated or checkpointed. place: path of a
         leaf -> its sharding, for what can be loaded straight into it; whatever comes elsewhere is moved.
     calibrate: (variables, frozen, batches) -> variables, on the host, in fresh runs only; batches as the step gets them.
+    sampler: for the updates whose batch the student writes (on-policy distillation); None: every batch is as the data give it.
     knobs: name -> Schedule. controls: name -> multiplier that only `react` moves ("lr", or a term's name).
     memory: react's first memory (JSON). react: (memory, step, metrics) -> (memory, controls, stop reason | None), after
         an evaluation: its metrics, and `train/TERM`, the raw value of each loss term at this update.
     export: (params, folder) -> None, so that commands need no model.
     figures: (the deployed student's variables, frozen, batches of the test split as the step gets them) -> {name: matplotlib figure},
-        drawn when a run is finished and shown in the report.
+        drawn when a run is finished and shown in the report. What it computes of them comes to the host by `on_host`.
     describe: (batch) -> text for people: what a batch holds.
     preflight: (variables before the first update, a batch of the training split on the host) -> JSON of what only the recipe knows of
         its data and inputs, for the manifest and --dry_run (training.preflight.KEYS); cheap, as every run begins with it.
+    outputs: (data.teacher_cache.Options) -> Outputs of its teacher, to be stored; None without a teacher that runs.
     facts: JSON facts of what the recipe was built from (fingerprints, hashes, sizes): part of the run's identity.
     """
 
@@ -212,6 +249,7 @@ class Recipe(NamedTuple):
     whole: Callable = no_whole
     frozen: Callable = no_frozen
     calibrate: Callable | None = None
+    sampler: Sampler | None = None
     knobs: dict = {}
     controls: dict = {}
     memory: dict = {}
@@ -220,7 +258,18 @@ class Recipe(NamedTuple):
     figures: Callable | None = None
     describe: Callable | None = None
     preflight: Callable | None = None
+    outputs: Callable | None = None
     facts: dict = {}
+
+
+def on_host(tree: Any) -> Any:
+    """Whole arrays as numpy. Of several processes each holds its part of an array: all of them must ask, and all get it whole."""
+
+    def whole(leaf):
+        apart = isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+        return multihost_utils.process_allgather(leaf, tiled=True) if apart else jax.device_get(leaf)
+
+    return jax.tree.map(whole, tree)
 
 
 def load(name: str) -> Callable[[Any], Recipe]:

@@ -29,7 +29,7 @@ from jaxdistill.losses.classification import WEIGHTS, adjusted, class_weights, f
 from jaxdistill.models import readout as models
 from jaxdistill.models import reservoir as reservoirs
 from jaxdistill.models.kaf import KAFConfig
-from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, probed
+from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, on_host, probed
 from jaxdistill.recipes.reactions import Reaction, together
 
 logger = logging.getLogger(__name__)
@@ -158,11 +158,11 @@ def make(config) -> Recipe:
         if constant.any():
             logger.warning("the channels %s of %d are constant in training; they are centred and not scaled",
                            ", ".join(map(str, np.flatnonzero(constant))), width)
-        extra = variables.extra | jax.tree.map(jnp.asarray, found)
+        extra = variables.extra | found
         if readout.standardise:
             look = jax.jit(lambda *given: see(*given)[1]["statistics"])
-            vectors = lambda part: np.asarray(look(variables.params, extra, frozen, part["x"], part["length"]))  # noqa: E731
-            extra |= {"statistics": jax.tree.map(jnp.asarray, sequences.moments(rows(vectors))[0])}
+            vectors = lambda part: on_host(look(variables.params, extra, frozen, part["x"], part["length"]))  # noqa: E731
+            extra |= {"statistics": sequences.moments(rows(vectors))[0]}
         return variables._replace(extra=extra)
 
     def loss(params, extra, frozen, batch, dials, key):
@@ -207,8 +207,8 @@ def make(config) -> Recipe:
         given = variables.params, variables.extra, frozen
         for one in batches:
             logits, features = forward(*given, one["x"], one["length"])
-            seen.append(jax.device_get((logits, features["preactivation"], one["label"], one["valid"])))
-            first = first or (one["x"][:1], one["length"][:1])
+            seen.append(on_host((logits, features["preactivation"], one["label"], one["valid"])))
+            first = first or tuple(x[:1] for x in on_host((one["x"], one["length"])))
         logits, inputs, labels, valid = (np.concatenate(column) for column in zip(*seen, strict=True))
         jax.block_until_ready(forward(*given, *first))  # compiled for one example
         table = classification.confusion(labels[valid], logits[valid].argmax(-1), classes)
@@ -218,12 +218,12 @@ def make(config) -> Recipe:
             activation = kaf.module()
             grid = np.linspace(-1.5 * activation.bound, 1.5 * activation.bound, 181, dtype=np.float32)
             over = jnp.repeat(jnp.asarray(grid)[:, None], readout.width, axis=1)
-            curves = np.asarray(jax.jit(activation.apply)({"params": variables.params["readout"]["kaf"]}, over)).T
+            curves = np.asarray(jax.jit(activation.apply)({"params": on_host(variables.params["readout"]["kaf"])}, over)).T
             began, _ = jax.jit(activation.init_with_output)(jax.random.key(0), over)
             target = None if kaf.init == "random" else np.asarray(began)[:, 0]
             edges = np.linspace(grid[0], grid[-1], len(grid) + 1)
             found["shapes"] = charts.shapes(grid, curves, target, np.histogram(inputs[valid], edges, density=False)[0])
-        matrices = jax.device_get(variables.params["reservoir"] if reservoir.trained else frozen["reservoir"])
+        matrices = on_host(variables.params["reservoir"] if reservoir.trained else frozen["reservoir"])
         leaks = 1 / (1 + np.exp(-matrices["leak"])) if reservoir.trained else reservoir.leak
         delays = np.arange(1, 41)
         curves = [reservoirs.memory_curve(matrices, float(leak), len(delays), direction=i) for i, leak in enumerate(leaks)]

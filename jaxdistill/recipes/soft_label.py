@@ -25,7 +25,7 @@ from jaxdistill.diagnosis import charts, probes
 from jaxdistill.evaluators import calibration, distribution
 from jaxdistill.losses import classification, regularisation
 from jaxdistill.models import graph_transformer, mlp
-from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, probed
+from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, on_host, probed
 from jaxdistill.recipes.soft_options import SoftConfig
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def make(config) -> Recipe:
     def calibrate(variables, frozen, batches):
         """The scaler, of the training split; every process has all of it."""
         found = distributions.moments(train)
-        return variables._replace(extra={name: jax.tree.map(jnp.asarray, found[name]) for name in inputs})
+        return variables._replace(extra={name: found[name] for name in inputs})
 
     def mixed(batch, key):
         """Each row and its target with those of another (Zhang et al., arXiv 1710.09412); with padding a row is not mixed."""
@@ -146,7 +146,7 @@ def make(config) -> Recipe:
 
     def figures(variables, frozen, batches):
         look = jax.jit(measure)
-        seen = [jax.device_get(look(variables.params, variables, frozen, one)) for one in batches]
+        seen = [on_host(look(variables.params, variables, frozen, one)) for one in batches]
         stacked = {name: np.stack([each[name] for each in seen]) for name in seen[0]}
         first = np.asarray(stacked.get("first", False)) & stacked["valid"]
         test = distribution.gathered(stacked | {"valid": stacked["valid"] & ~first})

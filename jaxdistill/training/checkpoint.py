@@ -117,7 +117,10 @@ class Checkpoints:
             state = self._orbax.load_checkpointables(step, {"state": abstract})["state"]
             intact = int(fingerprint(state)) == host["fingerprint"]
         except Exception as error:
-            raise Damaged(f"{where}: found arrays that cannot be read ({_first_line(error)})") from None
+            told = f"{where}: found arrays that cannot be read ({_first_line(error)})"
+            if jax.process_count() > 1:  # the others may have read theirs, and wait in orbax for this process
+                raise UserError(f"{told}; accepted: intact ones (without the folder the checkpoint before it is taken)") from None
+            raise Damaged(told) from None
         if not intact:
             raise Damaged(f"{where}: found arrays that do not match their checksum")
         return state, sealed

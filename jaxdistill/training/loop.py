@@ -4,7 +4,6 @@ The order inside a run is written down in `_steps`, where it happens.
 """
 
 import contextlib
-import signal
 import tempfile
 import time
 from pathlib import Path
@@ -15,12 +14,14 @@ import jax
 from jaxdistill import UserError
 from jaxdistill.diagnosis.finding import Finding
 from jaxdistill.diagnosis.probes import fingerprint
-from jaxdistill.recipe import Variables
-from jaxdistill.training import manifest, optim, plan, results, sharding, store
+from jaxdistill.recipe import STAND_IN, Variables, on_host
+from jaxdistill.training import distributed, manifest, optim, plan, results, sharding, store
 from jaxdistill.training.checkpoint import Checkpoints
 from jaxdistill.training.deep import Deep
 from jaxdistill.training.metrics import Lines, TensorBoard, Terminal, record, write_json
 from jaxdistill.training.prepare import Built, Prepared, build, compile_step, draw, evaluate, export, prepare
+from jaxdistill.training.sampling import Sampling
+from jaxdistill.training.signals import Signals
 from jaxdistill.training.state import deployed
 
 SICK = "sick: "  # begins the stop reason that a gate leaves in the checkpoint
@@ -48,7 +49,7 @@ def run(config: Any, workdir: str | Path, *, quiet: bool = False) -> dict:
     jaxdistill.training.defaults. Raises UserError, Interrupted or Sick, each with one line to show."""
     runs = plan.expand(config)
     workdir = store.claim(Path(workdir), config)
-    with _Signals() as signals:
+    with Signals() as signals:
         mesh = sharding.make_mesh(plan.as_dict(config)["mesh"])
         with tempfile.TemporaryDirectory() as scratch:
             for built in check(config, Path(scratch)):
@@ -72,7 +73,7 @@ def run(config: Any, workdir: str | Path, *, quiet: bool = False) -> dict:
                     store.to_cache(folder, want, config)
             offer(one, folder / "export", filled)
             done[one.id] = result
-            rows.append(result["row"])
+            rows.append(result["row"] | {"name": one.name})  # (one from the cache may have had another)
             results.publish(workdir, rows, config)
             sharding.barrier(one.id)
         return results.publish(workdir, rows, config)
@@ -93,6 +94,7 @@ def check(config: Any, scratch: Path) -> list[Built]:
                             "accepted: a recipe with `export`")
         if key and not one.get(key):
             recipe.export(jax.device_get(recipe.init(jax.random.key(0)).params), scratch / one.name)
+            (scratch / one.name / STAND_IN).touch()
             offer(one, scratch / one.name, filled)
     unread = plan.unread(config, runs)
     if unread:
@@ -129,13 +131,14 @@ def pace(one: plan.Run, done: dict) -> None:
         one.set("train.steps", max(1, round(time_of["seconds"] * pace_of["steps"] / pace_of["seconds"])))
 
 
-def train(built: Built, mesh, folder: Path, want: dict, signals: "_Signals", *, quiet: bool) -> dict:
+def train(built: Built, mesh, folder: Path, want: dict, signals: Signals, *, quiet: bool) -> dict:
     """One run in `folder`, from its last checkpoint if it has one; returns and writes its result."""
     writer = jax.process_index() == 0
     ready = prepare(built, mesh)
     steps = built.train.steps
     store.begin(folder, built, ready, want)
     checkpoints = Checkpoints(folder / "checkpoints", minimize=built.minimize)
+    distributed.saves(built.run.id, checkpoints.folder)
     terminal = Terminal(built.run.id, steps, quiet=quiet or not writer)
     jitted: dict = {}
     data = None
@@ -173,16 +176,16 @@ def train(built: Built, mesh, folder: Path, want: dict, signals: "_Signals", *, 
     result = {"row": row, "identity": want, "export": store.folder_digest(folder / "export")}
     if writer:
         write_json(folder / "result.json", result)
-    sharding.barrier(f"result of {built.run.id}")
     return store.finished(folder, want)
 
 
 def _steps(ready: Prepared, state, data, memory: dict, checkpoints, folder: Path, terminal, signals, jitted: dict):
     """The loop. For each update N:
 
-    dispatch N -> fetch the metrics of N-1 -> gates on N-1 -> deep look when due -> evaluation when due -> react -> checkpoint when
-    due -> next batch. Where any of these is due, N's own metrics are fetched first: what is looked at, judged and saved is the run
-    as it is now. The deep look needs N's batch, and stands before the checkpoint so that its line is there when the update is saved."""
+    sample N's batch where the student writes it -> dispatch N -> fetch the metrics of N-1 -> gates on N-1 -> deep look when due ->
+    evaluation when due -> react -> checkpoint when due -> next batch. Where any of these is due, N's own metrics are fetched first: what
+    is looked at, judged and saved is the run as it is now. The deep look needs N's batch, and stands before the checkpoint so that its
+    line is there when the update is saved."""
     config, built = ready.built.train, ready.built
     at = int(state.step)
     writer = jax.process_index() == 0
@@ -192,9 +195,11 @@ def _steps(ready: Prepared, state, data, memory: dict, checkpoints, folder: Path
         batch = ready.place(host)
         with terminal.status("compiling"):
             step, gates = compile_step(ready, batch)
-        inside = Deep(ready, gates)
-        if at == 0 and writer:
-            manifest.add(folder, preflight=manifest.preflight(ready, gates, Variables(state.params, state.extra), host))
+        inside, sampling = Deep(ready, gates), Sampling(ready, state)
+        if at == 0:
+            told = manifest.preflight(ready, gates, Variables(state.params, on_host(state.extra)), host)
+            if writer:
+                manifest.add(folder, preflight=told)
     lines = Lines(folder / "metrics.jsonl", step=at) if writer else None
     board = TensorBoard(folder / "tensorboard", at) if writer and built.tensorboard else None
     terminal.begin(at)
@@ -204,10 +209,10 @@ def _steps(ready: Prepared, state, data, memory: dict, checkpoints, folder: Path
 
     def take(pending) -> dict:
         """Metrics of one update, fetched: the ledger's line, then the gates. Returns the line."""
-        number, metrics = pending
-        metrics = jax.device_get(metrics)
+        number, metrics, drawn = pending
+        metrics, drawn = jax.device_get((metrics, drawn))
         memory["gates"], findings = gates.check(memory["gates"], number, metrics)
-        line = record(number, metrics)
+        line = sampling.record(record(number, metrics), drawn)
         if writer and (number % config.log_every == 0 or findings or number in (1, config.steps)):
             lines.write(line | ({"findings": [f._asdict() for f in findings]} if findings else {}))
             if board:
@@ -228,13 +233,14 @@ def _steps(ready: Prepared, state, data, memory: dict, checkpoints, folder: Path
 
     try:
         while at < config.steps and not memory["stop"]:
+            batch, drawn = sampling.replace(at, state, batch)  # before the step, to which the state is donated
             state, metrics = step(state, ready.frozen, batch)
             at += 1
             if pending:
                 take(pending)
-            pending = (at, metrics)
+            pending = (at, metrics, drawn)
             last = at == config.steps
-            code = signals.code(at)
+            code = signals.code()
             due = last or at % config.eval_every == 0
             save = due or code or memory["stop"] or at % config.checkpoint_every == 0
             if save or (often and at % often == 0):
@@ -339,32 +345,3 @@ def calibrated(ready: Prepared, state):
 def _frozen_print(ready: Prepared, state) -> int:
     """Of every bit that must not change: teachers, constants, frozen parameters."""
     return int(fingerprint((ready.frozen, optim.cut(state.params, ready.groups, frozen=True))))
-
-
-class _Signals(contextlib.AbstractContextManager):
-    """SIGTERM and SIGINT ask for a stop after the update in flight; a second one of the same kind acts at once."""
-
-    CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
-
-    def __init__(self):
-        self._code, self._old = 0, {}
-
-    def __enter__(self):
-        with contextlib.suppress(ValueError):  # not in the main thread: the caller's handlers stay
-            for one in self.CODES:
-                self._old[one] = signal.signal(one, self._ask)
-        return self
-
-    def __exit__(self, *_):
-        for one, handler in self._old.items():
-            signal.signal(one, handler)
-
-    def _ask(self, number, frame):
-        self._code = self.CODES[number]
-        signal.signal(number, self._old[number])
-
-    def code(self, step: int) -> int:
-        """The exit code asked for, or 0; processes agree on it every tenth step."""
-        if jax.process_count() == 1:
-            return self._code
-        return sharding.agree(self._code) if step % 10 == 0 else 0

@@ -68,14 +68,15 @@ def describe(built, ready) -> dict:
         for (path, leaf), group in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(ready.groups), strict=True)
     ]
     return {
-        "command": sys.argv, "python": platform.python_version(), "packages": _versions(), "git": _revision(),
+        "command": sys.argv, "python": platform.python_version(), "packages": versions(), "git": _revision(),
         "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "processes": jax.process_count(),
                    "mesh": dict(ready.mesh.shape)},
         "facts": built.recipe.facts, "groups": optim.table(params, ready.groups), "parameters": shapes,
     }
 
 
-def _versions() -> dict:
+def versions() -> dict:
+    """Of the packages that a run is made with; None of one that is not installed."""
     found = {}
     for name in PACKAGES:
         try:

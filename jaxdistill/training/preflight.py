@@ -10,17 +10,17 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxdistill.recipe import Variables
+from jaxdistill.recipe import Variables, on_host
 from jaxdistill.training import loop, manifest, objective, optim, plan, sharding
 from jaxdistill.training.metrics import record
 from jaxdistill.training.prepare import compile_step, prepare
 
 
-def dry_run(config: Any) -> None:
+def dry_run(config: Any, *, quiet: bool = False) -> None:
     """Prints, for each run: what it is, its first batch, parameter groups, loss terms with their schedules, predicted
     peak memory and FLOPs of a step, what the data and the initial loss look like. Raises what a real run would raise before its
-    first step."""
-    console = Console(highlight=False, soft_wrap=True)
+    first step. quiet: prints nothing (one of several processes does)."""
+    console = Console(highlight=False, soft_wrap=True, quiet=quiet)
     runs = plan.expand(config)
     mesh = sharding.make_mesh(plan.as_dict(config)["mesh"])
     console.print(f"the job: {', '.join(one.id for one in runs)}")
@@ -83,7 +83,8 @@ def _terms(recipe, steps: int) -> Table:
     weights = [objective.weights_at(recipe.weights, {}, share * steps) for share in shares]
     for name, curve in recipe.weights.items():
         table.add_row(name + (" (off)" if curve.off else ""), *(f"{float(now.get(name, 0.0)):.3g}" for now in weights))
-    for name, curve in recipe.knobs.items():
+    sampled = {} if recipe.sampler is None else {"share of sampled batches": recipe.sampler.fraction}
+    for name, curve in (recipe.knobs | sampled).items():
         table.add_row(name, *(f"{float(curve(share * steps)):.3g}" for share in shares))
     return table
 
@@ -96,13 +97,14 @@ def _say_reach(console: Console, gates) -> None:
 
 def _say_start(console: Console, built, mesh, compiled, gates, host: dict) -> None:
     """Splits and inputs, and the loss of the initial parameters: that of one update, which is then thrown away."""
-    memory, most = compiled.memory_analysis(), _available(mesh)
-    if memory is not None and most and memory.argument_size_in_bytes + memory.temp_size_in_bytes > most:
+    memory, most = compiled.memory_analysis(), _available()
+    beyond = memory is not None and most and memory.argument_size_in_bytes + memory.temp_size_in_bytes > most
+    if sharding.agree(int(bool(beyond))):
         console.print("the initial loss is not measured: a step does not fit into the memory of this machine")
         return
     ready = prepare(built, mesh)
     state = ready.state if built.recipe.calibrate is None else loop.calibrated(ready, ready.state)
-    found = manifest.preflight(ready, gates, Variables(state.params, state.extra), host)
+    found = manifest.preflight(ready, gates, Variables(state.params, on_host(state.extra)), host)
     if found["splits"]:
         console.print("rows: " + ", ".join(f"{name} {rows:,}" for name, rows in found["splits"].items()))
     for line in found["leaks"] or ():
@@ -120,9 +122,9 @@ def _say_start(console: Console, built, mesh, compiled, gates, host: dict) -> No
     console.print(f"initial loss {line['loss']:.4g}: {raw}{known}{untrained}", markup=False)
 
 
-def _available(mesh) -> int | None:
-    """Bytes that a device of the mesh has, or the machine has left; None where nobody tells."""
-    device = mesh.devices.flat[0]
+def _available() -> int | None:
+    """Bytes that a device here has, or the machine has left; None where nobody tells."""
+    device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     names = os.sysconf_names if hasattr(os, "sysconf_names") else {}

@@ -17,7 +17,7 @@ import numpy as np
 from jaxdistill import UserError
 from jaxdistill.diagnosis.gates import STOPS, Gates
 from jaxdistill.diagnosis.reach import reach
-from jaxdistill.recipe import Recipe, Variables, load
+from jaxdistill.recipe import Recipe, Variables, load, on_host
 from jaxdistill.training import objective, optim, sharding, state
 from jaxdistill.training.plan import Run, Watched
 
@@ -162,6 +162,12 @@ class Prepared:
         return sharding.global_batch(batch, self.batch_place)
 
 
+def fixed(recipe: Recipe, mesh) -> dict:
+    """The recipe's teachers and constants, in their shardings."""
+    frozen = recipe.frozen(lambda name: sharding.NamedSharding(mesh, sharding.rule(recipe.sharding_rules, name)))
+    return sharding.put(frozen, sharding.shardings(frozen, recipe.sharding_rules, mesh))
+
+
 def prepare(built: Built, mesh, *, dry: bool = False) -> Prepared:
     """dry: shapes only, nothing is allocated (state is None and frozen holds shapes)."""
     recipe, train = built.recipe, built.train
@@ -181,8 +187,7 @@ def prepare(built: Built, mesh, *, dry: bool = False) -> Prepared:
         variables = recipe.init(jax.random.fold_in(root, 0))
         variables = sharding.put(variables, place(variables))
         fresh = jax.jit(begin, donate_argnums=0, out_shardings=places)(variables, jax.random.fold_in(root, 1))
-        frozen = recipe.frozen(lambda name: sharding.NamedSharding(mesh, sharding.rule(recipe.sharding_rules, name)))
-        frozen = sharding.put(frozen, place(frozen))
+        frozen = fixed(recipe, mesh)
         abstract = _shaped(fresh, places)
 
     lr = objective.learning_rate(train.lr, train.warmup, train.final_lr, train.steps)
@@ -246,7 +251,7 @@ def export(ready: Prepared, params, folder: Path) -> None:
     """The deployed student in `folder`, written by one process."""
     if ready.built.recipe.export is None:
         return
-    host = sharding.to_host(params)
+    host = on_host(params)
     if jax.process_index() == 0:
         ready.built.recipe.export(host, folder)
 

@@ -104,13 +104,6 @@ def put(tree: Any, places: Any) -> Any:
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places)(placed)
 
 
-def to_host(tree: Any) -> Any:
-    """Whole arrays as numpy, on every process."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
-
-
 def global_batch(batch: dict, sharding: NamedSharding) -> dict:
     """This process's slice of a batch (numpy) -> arrays over the whole mesh."""
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import jax
 
 from jaxdistill import UserError, __version__
 from jaxdistill.training import manifest, plan
+from jaxdistill.training.distributed import share
 from jaxdistill.training.metrics import plain_json, write_json
-from jaxdistill.training.sharding import barrier
 
 ASKED = ("seeds", "runs", "headline")  # which of the runs that a job defines are wanted, and how they are compared
 
@@ -25,6 +26,11 @@ def claim(workdir: Path, config: Any) -> Path:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error.strerror}; accepted: a folder that can be written") from None
+    share(lambda: _claim(workdir, config))
+    return workdir
+
+
+def _claim(workdir: Path, config: Any) -> None:
     path = workdir / "config.json"
     if path.exists():
         found = _read(path)
@@ -32,18 +38,30 @@ def claim(workdir: Path, config: Any) -> Path:
         if keys:
             raise UserError(f"workdir {workdir}: found a job of another config, differing in {'; '.join(keys[:8])}; "
                             "accepted: the same config, or another --workdir")
-    elif jax.process_index() == 0 and any(workdir.iterdir()):  # (another process may see the first one's temporary file)
+    elif any(workdir.iterdir()):
         raise UserError(f"workdir {workdir}: found other files and no config.json; accepted: an empty folder or a job's own")
-    return workdir
 
 
 def keep(workdir: Path, config: Any) -> None:
-    """Makes a claimed `workdir` this job's, by its config.json."""
-    if jax.process_index() == 0:
+    """Makes a claimed `workdir` this job's, by its config.json; all processes must see it there, and be of the same job."""
+
+    def write() -> dict:
         try:
             write_json(workdir / "config.json", _job(config))
         except OSError as error:
             raise UserError(f"workdir {workdir}: {error.strerror}; accepted: a folder that can be written, with room in it") from None
+        return _job(config)
+
+    keys = plan.difference(share(write), _job(config), sides=("process 0", "here"))
+    if keys:
+        raise UserError(f"config: found another than that of process 0, differing in {'; '.join(keys[:8])}; accepted: the same command "
+                        "on all processes")
+    for wait in (0, 1, 5, 30):  # a network file system may know of new files late
+        time.sleep(wait)
+        if (workdir / "config.json").exists():
+            return
+    raise UserError(f"workdir {workdir}: found here without the config.json that process 0 wrote; accepted: a folder that all processes "
+                    "share")
 
 
 def _job(config: Any) -> dict:
@@ -54,9 +72,9 @@ def _job(config: Any) -> dict:
 def begin(folder: Path, built, ready, want: dict) -> None:
     """The run's own folder, with its config and manifest; one that was begun as another run is refused."""
     path = folder / "identity.json"
-    if path.exists():
-        _same(folder, _read(path), want)
     if jax.process_index() == 0:
+        if path.exists():
+            _same(folder, _read(path), want)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, want)
         write_json(folder / "config.json", built.run.values)
@@ -66,6 +84,19 @@ def begin(folder: Path, built, ready, want: dict) -> None:
 
 def finished(folder: Path, want: dict) -> dict | None:
     """The result of a finished run in `folder`, or None; one made from anything else is an error."""
+    agreed(want)
+    return share(lambda: _finished(folder, want))
+
+
+def agreed(want: dict) -> None:
+    """All processes must have made the same of the config."""
+    keys = plan.difference(share(lambda: want), want, sides=("process 0", "here"))
+    if keys:
+        raise UserError(f"run: found made from something else than on process 0: {'; '.join(keys[:8])}; accepted: the same data, models "
+                        "and versions on all processes")
+
+
+def _finished(folder: Path, want: dict) -> dict | None:
     path = folder / "result.json"
     if not path.exists():
         return None
@@ -106,23 +137,24 @@ def _cached(want: dict, config: Any) -> Path:
 
 def from_cache(folder: Path, want: dict, config: Any) -> dict | None:
     """The finished run of the same identity, copied from the cache; None where there is none intact."""
+    return share(lambda: _from_cache(folder, want, config))
+
+
+def _from_cache(folder: Path, want: dict, config: Any) -> dict | None:
     source = _cached(want, config)
     if not source.exists():
         return None
-    if jax.process_index() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        _copy(source, folder)
-    barrier(f"cache of {folder.name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    _copy(source, folder)
     try:
-        result = finished(folder, want)
+        result = _finished(folder, want)
     except UserError as error:
         print(f"cache {source}: damaged ({error}); trained again")
         result = None
-    barrier(f"judged {folder.name}")  # all have read it before it goes
-    if result is None and jax.process_index() == 0:
+    if result is None:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(source, ignore_errors=True)
-    elif result is not None and jax.process_index() == 0:
+    else:
         print(f"{folder.name}: found in the cache, trained before in {result['row']['seconds']:.0f} s ({source})")
     return result
 

@@ -1,37 +1,41 @@
-"""One of two processes of four devices: python -m tests.training.twin PORT INDEX WORKDIR [signal]."""
+"""One of two processes of four devices, as a user starts it: python -m tests.training.twin MOMENT FLAG...
+
+MOMENT says what happens to it on the way (`MOMENTS`); FLAGs are those of jaxdistill.main."""
 
 import signal
 import sys
+import time
 
 from tests import conftest  # noqa: F401  (before JAX: compiled programs shared)
 
 # isort: split
 import jax
 
-port, index, workdir, *more = sys.argv[1:]
-jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index), initialization_timeout=60)
+from jaxdistill import main
+from jaxdistill.training import checkpoint, loop
+from tests.training.killed import before, kill
 
-from jaxdistill.training import loop  # noqa: E402
-from tests import jobs  # noqa: E402
 
-if more and index == "1":  # one machine of the two is told to stop
-    old = loop.sharding.global_batch
-    seen = []
+def slowly() -> None:
+    """So that there is time for a signal to get around."""
+    before(loop, "record", lambda *_: True, lambda: time.sleep(0.2))
 
-    def global_batch(batch, place):
-        seen.append(1)
-        if len(seen) == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return old(batch, place)
 
-    loop.sharding.global_batch = global_batch
+def told_to_stop() -> None:
+    before(loop, "record", lambda step, _: step == 3, lambda: signal.raise_signal(signal.SIGTERM))
+    slowly()
 
-config = jobs.toy() if more else jobs.pair()
-config.mesh = (4, 2, 1)
-config.cache = f"{workdir}-cache"
-try:
-    loop.run(config, workdir)
-except loop.Interrupted as stop:
-    sys.exit(stop.code)
+
+MOMENTS = {
+    "nothing": lambda: None,
+    "slowly": slowly,
+    "told to stop": told_to_stop,
+    "killed early": lambda: before(loop, "record", lambda step, _: step == 2, kill),
+    "killed between two checkpoints": lambda: before(loop, "record", lambda step, _: step == 11, kill),
+    "killed in a save": lambda: before(checkpoint.Checkpoints, "save", lambda self, step, *_: step == 9, lambda: kill(0.02)),
+}
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 4)
+    MOMENTS[sys.argv.pop(1)]()
+    main.cli()
