@@ -27,7 +27,7 @@ def get_config(variant: str = ""):
     config = defaults()
     config.headline, config.monitor, config.minimize = "kaf", "validation/nll", True
 
-    config.data = ConfigDict(dict(source="actions", path="", validation=0.1, seed=0))
+    config.data = ConfigDict(dict(source="actions", path="", split="", validation=0.1, seed=0))
     config.reservoir = ConfigDict(dict(
         units=200,                   # of each direction
         density=0.05, radius=0.5,    # document 000: 0.95 and leak 0.3, which was worse here (one seed)

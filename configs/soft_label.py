@@ -46,7 +46,14 @@ def get_config(variant: str = ""):
         mlp=dict(hidden=(64, 64), norm="none", dropout=0.0),
         graph=dict(width=64, depth=2, heads=4, dropout=0.1),
     ))
-    config.soft = ConfigDict(dict(smoothing=0.0, temperature=1.0, guards=True, figures=True))
+    config.soft = ConfigDict(dict(   # every remedy off; recipes/soft_options.py says what each does
+        smoothing=0.0, temperature=1.0, temperature_inference=1.0, norm_cap=0.0, logit_norm=0.0,
+        entropy_weight=0.0, entropy_floor=0.0, entropy_kind="linear", confidence_weight=0.0, max_suppression=0.0,
+        margin_weight=0.0, margin=0.0, focal=0.0, class_weights="none", beta=0.999, mixup=0.0, final_decay=0.0,
+        standardise=True,            # inputs by mean and deviation of the training split
+        guards=True,                 # refuse what makes the target unreachable
+        figures=True,
+    ))
     config.optimizer.update(dict(weight_decay=0.05, b2=0.98))
     config.train.update(dict(steps=2000, batch=64, lr=2e-3, eval_every=250, checkpoint_every=500, log_every=20))
 

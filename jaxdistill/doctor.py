@@ -6,6 +6,7 @@ Reads what the job wrote, running, finished or crashed; needs no accelerator. Ex
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -35,9 +36,20 @@ def main(argv: list[str]) -> int:
     if flags.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
-        console = Console(highlight=False)
-        show(console if console.is_terminal else Console(highlight=False, width=120), job, findings)
+        tell(lambda console: show(console, job, findings))
     return int(any(finding.severity == "error" for finding in findings))
+
+
+def tell(said: Callable[[Console], None]) -> None:
+    """Prints what is said: to a terminal as wide as it is, elsewhere 120 columns wide and without the spaces that fill up tables."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        said(console)
+        return
+    console = Console(highlight=False, width=120)
+    with console.capture() as capture:
+        said(console)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()), flush=True)
 
 
 def show(console: Console, job: records.Job, findings: list[Finding]) -> None:
@@ -67,9 +79,14 @@ def looked_at(job: records.Job, findings: list[Finding]) -> str:
     runs = [f"{run.id} ({_state(run)})" for run in job.runs.values()]
     if not runs:
         return f"{job.workdir}: no run has begun yet"
+    return f"{summary(findings)}; looked at {', '.join(runs)}"
+
+
+def summary(findings: list[Finding]) -> str:
+    """How many of each severity."""
     counts = {severity: sum(finding.severity == severity for finding in findings) for severity in STYLES}
-    said = ", ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items() if count) or "nothing is wrong"
-    return f"{said}; looked at {', '.join(runs)}"
+    said = [f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items() if count]
+    return ", ".join(said if counts["error"] + counts["warning"] else ["nothing is wrong", *said])
 
 
 def _state(run: records.Run) -> str:

@@ -31,23 +31,20 @@ def main(argv: list[str]) -> int:
     flags = parser.parse_args(argv[1:])
     read = {title: records.read(workdir) for title, workdir in titles(flags.workdir).items()}
     jobs = [Shown(title, job, rules.judge(job)) for title, job in read.items()]
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
-    for one in jobs:
-        if len(jobs) > 1:
-            console.print(f"\n{one.title}:", markup=False)
-        loud = [finding for finding in one.findings if finding.severity != "note"]
-        if loud:
-            doctor.show(console, one.job, loud)
-        show(console, one.job.results)
+    doctor.tell(lambda console: [show(console, one, several=len(jobs) > 1) for one in jobs])
     written = [curves(one) for one in jobs]
     out = flags.out or flags.workdir[0] / ("report.html" if len(jobs) == 1 else "comparison.html")
     try:
         out.write_text(page(jobs, unlike([one.job for one in jobs])))
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}; accepted: a file in a folder that can be written") from None
-    console.print("\n" + "".join(f"picture {path}\n" for path in written if path) + f"report  {out}", markup=False, soft_wrap=True)
+    print()
+    for one, path in zip(jobs, written, strict=True):
+        if one.findings:
+            print(f"doctor  {doctor.summary(one.findings)}: python -m jaxdistill.doctor {one.job.workdir}")
+        if path:
+            print(f"picture {path}")
+    print(f"report  {out}", flush=True)
     return 0
 
 
@@ -61,8 +58,13 @@ def titles(workdirs: list[Path]) -> dict[str, Path]:
     return {str(Path(*path.parts[-depth:])): workdir for path, workdir in zip(whole, workdirs, strict=True)}
 
 
-def show(console: Console, results: dict) -> None:
-    """The headline table, and the paired differences."""
+def show(console: Console, one: Shown, *, several: bool) -> None:
+    """What is wrong, the headline table, and the paired differences."""
+    if several:
+        console.print(f"\n{one.title}:", markup=False)
+    if loud := [finding for finding in one.findings if finding.severity != "note"]:
+        doctor.show(console, one.job, loud)
+    results = one.job.results
     if not results.get("rows"):
         console.print("no run is finished yet")
         return

@@ -1,6 +1,6 @@
 """Is a sick job healthy once its first finding's cure is applied as it is printed?
 
-    python -m experiments.doctor.cures WORKDIR [--seeds=1,2]
+    python -m experiments.doctor.cures WORKDIR [--seeds=1,2] [--only=NAME,NAME]
 
 Faults of the config alone, which a flag can cure. Each job runs sick; the flags in the cure (up to the first "or", which begins another
 way) are set, and it runs again, in a workdir of its own: it must be without a finding above a note.
@@ -28,6 +28,7 @@ SICK = {  # finding, and which way -> job
     "projector_uninformative": PROJECTED.but(projector__init="normal", projector__gate=False, projector__lr_mult=1e-5),
     "teacher_no_better": BESIDE.but(run__teacher__train__steps=1),
 }
+UNSAFE = re.compile(r"\W+")  # in the name of a folder
 FLAG = re.compile(r"--config\.([\w.]+)=('[^']*'|[^\s,;)]+)")
 
 
@@ -47,11 +48,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--seeds", default="1,2")
+    parser.add_argument("--only", default="")
     flags = parser.parse_args()
     print("| fault of the config | seed | first finding | flags of its cure | after them |\n|---|---|---|---|---|")
-    for name, job in SICK.items():
+    for name in flags.only.split(",") if flags.only else SICK:
         for seed in map(int, flags.seeds.split(",")):
-            print(f"| {name} | {seed} | {' | '.join(treated(job, seed, flags.workdir / re.sub(r'[^a-z_]+', '_', name)))} |", flush=True)
+            print(f"| {name} | {seed} | {' | '.join(treated(SICK[name], seed, flags.workdir / UNSAFE.sub('_', name)))} |", flush=True)
 
 
 def treated(job: Job, seed: int, workdir: Path) -> tuple[str, str, str]:

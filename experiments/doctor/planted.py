@@ -197,6 +197,7 @@ def poisoned(recipe):
 
 RECIPES = {
     "labels_not_shifted": labels_not_shifted,
+    "padded": lambda recipe: fed(recipe, padded),  # no fault: what some need to show
     "padding_counted": padding_counted,
     "teacher_misaligned": teacher_misaligned,
     "teacher_follows_student": teacher_follows_student,

@@ -102,3 +102,13 @@ def test_it_starts_fast_and_without_jax(tmp_path):
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[-1]) < 1.5
     assert time.monotonic() - since < 60
+
+
+def test_whoever_reads_may_stop(tmp_path):
+    """As `| head -1` does."""
+    workdir = write(tmp_path / "a", not_stepping())
+    command = [sys.executable, "-c", "from jaxdistill import doctor; doctor.cli()", str(workdir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as told:
+        told.stdout.close()  # before anything is printed
+        assert told.stderr.read() == ""
+    assert told.returncode == 0

@@ -5,11 +5,12 @@ import pytest
 from experiments.doctor import cures, faults, planted
 from jaxdistill.diagnosis import rules
 
+NO_FAULT = {"padded"}  # what others need to show
 CONFIG_ALONE = {"teacher_no_better", "lr_too_large", "weights_decaying_away", "target_unreachable", "lr_zero", "lr_too_small"}
 
 
 def test_every_fault_is_planted_and_has_a_rule():
-    assert set(faults.FAULTS) == {*planted.RECIPES, *planted.PATCHES} | CONFIG_ALONE
+    assert set(faults.FAULTS) == {*planted.RECIPES, *planted.PATCHES} - NO_FAULT | CONFIG_ALONE
     assert not planted.RECIPES.keys() & planted.PATCHES.keys()
     assert {faults.OTHER.get(name, name) for name in faults.FAULTS} <= {rule.name for rule in rules.RULES}
     assert len(faults.FAULTS) >= 20

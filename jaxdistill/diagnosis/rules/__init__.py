@@ -15,11 +15,17 @@ PAGE = "experiments/doctor/README.md"
 
 
 class Rule(NamedTuple):
-    """name: of its findings. explains: findings that follow from this one, and are only notes beside it."""
+    """name: of its findings. explains: findings that follow from this one, and are only notes beside it; error_explains: those that do so
+    only where this one is an error."""
 
     name: str
     check: Callable[[Run, Job], Finding | None]
     explains: tuple[str, ...] = ()
+    error_explains: tuple[str, ...] = ()
+
+    def follow(self, finding: Finding) -> tuple[str, ...]:
+        """What is explained by this finding."""
+        return {"note": (), "warning": self.explains, "error": self.explains + self.error_explains}[finding.severity]
 
 
 UNTRAINED = ("constant_predictor", "projector_uninformative", "teacher_no_better")  # what parameters that do not learn look like
@@ -53,7 +59,7 @@ RULES = (
     Rule("constant_predictor", collapse.constant_predictor, ("overfitting",)),
     Rule("router_collapsed", collapse.router_collapsed),
     Rule("term_dominates", ledger.term_dominates, ("weight_schedule_mimics",)),
-    Rule("teacher_no_better", targets.teacher_no_better),
+    Rule("teacher_no_better", targets.teacher_no_better, (), ("constant_predictor", "saturated")),
     Rule("batch_statistics", deployed.batch_statistics),
     Rule("ema_initial", deployed.ema_initial, ("overfitting",)),
     Rule("ema_never_used", deployed.ema_never_used),
@@ -77,7 +83,7 @@ def judge(job: Job) -> list[Finding]:
 def examine(run: Run, job: Job) -> list[Finding]:
     """The findings of one run. What a warning or an error explains is demoted to a note; what only a gate saw is passed on."""
     said = [(rule, finding) for rule in RULES if (finding := rule.check(run, job))]
-    explained = {name: rule.name for rule, finding in reversed(said) if finding.severity != "note" for name in rule.explains}
+    explained = {name: rule.name for rule, finding in reversed(said) for name in rule.follow(finding)}
     found = []
     for rule, finding in said:
         if finding.name in explained:

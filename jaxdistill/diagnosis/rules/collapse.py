@@ -9,7 +9,8 @@ from jaxdistill.diagnosis.rules.series import alive, applied, late, main_term, n
 
 def saturated(run: Run, job: Job) -> Finding | None:
     """Certain and wrong: predictions have less than a tenth of the possible entropy, and cost half a nat and a quarter of log K more than
-    that: in the last quarter of the probes (3 at least, from 20 updates).
+    that; or less than half of it, and cost a quarter more than knowing nothing does: in the last quarter of the probes (3 at least, from 20
+    updates).
 
     Not a confident good model, whose cost is as low as its entropy; not constant_predictor, whose predictions are all the same."""
     entropy, most = run.probe("entropy"), uniform(run)
@@ -22,7 +23,8 @@ def saturated(run: Run, job: Job) -> Finding | None:
         return None
     sure = float(np.median(late(entropy)))
     price = float(np.median(cost.values[cost.steps >= entropy.steps[-len(late(entropy))]]))
-    if sure > 0.1 * most or price - sure < max(0.5, 0.25 * most):
+    one_hot = sure < 0.1 * most and price - sure > max(0.5, 0.25 * most)
+    if not one_hot and not (sure < 0.5 * most and price > 1.25 * most):
         return None
     target, largest = run.probe("target_entropy"), run.probe("logit_abs_max")
     more = (f"; the targets have {np.median(late(target)):.3g}" if len(target) else "") + (
@@ -31,9 +33,12 @@ def saturated(run: Run, job: Job) -> Finding | None:
         "saturated", "error",
         f"predictions have an entropy of {sure:.3g} nats (of {most:.3g} possible) and cost {price:.3g}{more} (updates "
         f"{late_from(entropy)} to {entropy.steps[-1]})",
-        "the softmax is saturated: logits are so large that its gradient is gone, and no entropy penalty brings it back",
+        "the softmax is saturated: logits are so large that its gradient is gone, and no entropy penalty brings it back" if one_hot else
+        "predictions are surer than they are right, and worse than none: something other than the labels makes them so",
         "look at the scale of the inputs first (preflight input), then at the last layer's initialisation and the rate; label "
-        "smoothing and penalties come too late",
+        "smoothing and penalties come too late" if one_hot else
+        "look for the term that falls while the fit to the labels gets worse: the sign of a penalty (losses/regularisation.py), or its "
+        "weight",
         "experiments/soft_label_document_002/README.md",
     )
 

@@ -101,7 +101,8 @@ def overfitting(run: Run, job: Job) -> Finding | None:
     """The monitored value was better by 2 % at an earlier evaluation (4 at least), while the training loss went on falling: a note, as the
     best checkpoint is kept; a warning where it ends worse by 10 % than at the first evaluation.
 
-    Not divergence, in which the training loss rises too."""
+    Not divergence, in which the training loss rises too; not a few examples of a small validation split (two standard errors of an
+    accuracy), nor a choice that changes while the cost of the labels stays."""
     monitor = run.get("monitor", "")
     found, sign = run.evaluation(monitor), 1 if run.get("minimize", True) else -1
     if len(found) < 4 or not np.isfinite(found.values).all() or not len(run.steps):
@@ -109,7 +110,10 @@ def overfitting(run: Run, job: Job) -> Finding | None:
     cost = sign * found.values
     best = int(np.argmin(cost))
     size = abs(cost[best])
-    if best == len(cost) - 1 or cost[-1] - cost[best] < 0.02 * size:
+    if best == len(cost) - 1 or cost[-1] - cost[best] < max(0.02 * size, _two_errors(run, found.values[best])):
+        return None
+    price = run.evaluation("validation/nll").values
+    if sign < 0 and len(price) and price[-1] < 1.01 * price.min():
         return None
     trained = curve(run)
     before, after = (trained[: max(1, round(len(trained) * at))][-5:] for at in ((best + 1) / len(cost), 1.0))
@@ -121,6 +125,14 @@ def overfitting(run: Run, job: Job) -> Finding | None:
         f"{monitor} was best at update {found.steps[best]} ({found.values[best]:.4g}) and is {found.values[-1]:.4g} at "
         f"{found.steps[-1]}, while the training loss fell from {np.median(before):.4g} to {np.median(after):.4g}",
         "the training examples are learned by heart",
-        f"the row's `best` has the better checkpoint; fewer updates ({job.flag(run, 'train.steps', int(found.steps[best]))}), early "
-        "stopping (react.patience), more data, or a teacher",
+        f"the better checkpoint is kept (`best` in results.json); fewer updates ({job.flag(run, 'train.steps', int(found.steps[best]))}), "
+        "early stopping (react.patience), more data, or a teacher",
     )
+
+
+def _two_errors(run: Run, value: float) -> float:
+    """Two standard errors of a share of the validation examples; 0 of anything else."""
+    count = (run.preflight.get("splits") or {}).get("validation")
+    if run.get("minimize", True) or not count or not 0 <= value <= 1:
+        return 0.0
+    return 2 * float(np.sqrt(value * (1 - value) / count))

@@ -47,7 +47,7 @@ def non_finite(run: Run, job: Job) -> Finding | None:
         "non_finite", severity,
         f"{skipped} of {run.steps[-1]} updates were not finite, the first logged one is {run.steps[first]}; {where}",
         cause,
-        cure + ("" if early else f"; a lower rate often cures it: {job.flag(run, 'train.lr', f'{lr / 10:.1g}')}"),
+        cure + ("" if early else f"; a lower rate often cures it: {job.flag(run, 'train.lr', f'{min(lr / 10, 1e-3):.1g}')}"),
     )
 
 
@@ -55,10 +55,12 @@ def all_masked(run: Run, job: Job) -> Finding | None:
     """A term with a weight that counts no example in 3 updates or more (fewer where a gate stopped the run) and in a twentieth of all: its
     0 is 0/0.
 
-    Not a term whose weight is 0, which is off; not one that is met, whose count is above 0."""
+    Not a term whose weight is 0, which is off; not one that is met, whose count is above 0; not lm in batches that the student wrote, in
+    which there is no text to count."""
     worst, least = None, 1 if run.gate("all_masked") else 3
     for name in run.terms:
         on = (run.term(name, "weight") != 0) & applied(run)
+        on &= (name != "lm") | (run.updates["sampled"] != 1)
         empty = on & (run.term(name, "count") == 0)
         often = empty.sum() > 0.05 * on.sum() and empty.sum() >= least
         if often and (worst is None or empty.sum() > worst[1].sum()):
@@ -107,7 +109,7 @@ def weight_schedule_mimics(run: Run, job: Job) -> Finding | None:
         return None
     before, after, held = found
     move, by_weights = after - before, held - before
-    if abs(move) < 0.25 * abs(before) or not 0.7 <= by_weights / move <= 1.5:
+    if move == 0 or abs(move) < 0.25 * abs(before) or not 0.7 <= by_weights / move <= 1.5:
         return None
     falls = move < 0
     serious = logged >= 20 and (after >= 0.97 * held if falls else after > 2 * before)

@@ -100,7 +100,7 @@ def lr_too_small(run: Run, job: Job) -> Finding | None:
             return Finding(
                 "lr_too_small", "error" if ratio * planned < 1e-3 else "warning",
                 f"an update moves no group by more than {ratio:.1e} of its norm, all {planned} planned ones together by "
-                f"{ratio * planned:.1e} at most; the loss went from {loss[0]:.4g} to {loss[-1]:.4g}",
+                f"{ratio * planned:.1e} of it at most; the loss only went from {loss[0]:.4g} to {loss[-1]:.4g}",
                 f"the rate (up to {lr[ok].max():.3g}) is too small by orders of magnitude, as after a change of units",
                 f"raise it: {job.flag(run, 'train.lr', 0.001)} (AdamW from scratch; 5e-5 for pretrained parameters)",
             )
@@ -119,27 +119,33 @@ def lr_too_small(run: Run, job: Job) -> Finding | None:
 
 def lr_too_large(run: Run, job: Job) -> Finding | None:
     """Parameters grow to several times their norm, and the loss at constant weights is no better than at the start, or has lost half of
-    what it had gained: from 20 updates.
+    what it had gained, or was several times the start's for a while and is not far below it now: from 20 updates; from 5 where both have
+    grown tenfold.
+
+    The start is the first update by itself, which no step has touched yet: a rate that is far too large has done its work in a few.
 
     Not overfitting, where the training loss falls; not inputs_unscaled, which is seen before the first update; not learning, in which
     norms may grow while the loss falls."""
     ok = applied(run)
-    if ok.sum() < 20 or not run.groups:
+    loss = _from_the_first(curve(run))
+    if ok.sum() < 5 or not run.groups or not len(loss):
         return None
-    loss, lr = parts(curve(run)), float(run.updates["lr"][ok].max())
-    if not len(loss):
-        return None
-    growth = {name: norms[-1] / norms[0] for name in _large(run) if (norms := parts(run.group(name, "param_norm"))).any() and norms[0] > 0}
+    lr, jumped = float(run.updates["lr"][ok].max()), loss.max() / max(abs(loss[0]), 1e-12)
+    norms = {name: _from_the_first(run.group(name, "param_norm")) for name in _large(run)}
+    growth = {name: float(each.max() / each[0]) for name, each in norms.items() if len(each) and each[0] > 0}
     name = max(growth, key=growth.get, default=None)
     ratio = max(float(np.nanmedian(run.group(name, "update_ratio")[ok][: max(5, ok.sum() // 4)])) for name in _large(run))
     gained, lost = loss[0] - loss.min(), loss[-1] - loss.min()
-    worse = lost > 0.5 * gained and lost > 0.02 * abs(loss[0])
+    worse = lost > 0.5 * gained and lost > 0.02 * abs(loss[0]) or jumped > 3 and loss[-1] > 0.5 * loss[0]
     if name is None or not (worse or gained < 0.02 * abs(loss[0])) or not (growth[name] > 3 or (worse and ratio > 0.3)):
+        return None
+    if ok.sum() < 20 and not (growth[name] > 10 and jumped > 10):
         return None
     return Finding(
         "lr_too_large", "error",
         f"the parameters of {name} grew to {growth[name]:.3g} times their norm, an update moving a group by {ratio:.2g} of its norm, "
-        f"while the loss at constant weights went from {loss[0]:.4g} to {loss[-1]:.4g} (best part: {loss.min():.4g})",
+        f"while the loss at constant weights went from {loss[0]:.4g} to {loss[-1]:.4g} "
+        f"(at worst {loss.max():.4g}, at best {loss.min():.4g})",
         f"updates are too long at a rate of {lr:.3g}",
         f"lower it: {job.flag(run, 'train.lr', _rounded(min(lr / 10, 1e-3)))}, or a longer warm-up (train.warmup)",
     )
@@ -173,14 +179,14 @@ def weights_decaying_away(run: Run, job: Job) -> Finding | None:
     cause = ("the decay goes through Adam's moments (L2, coupled): what it adds is divided by the gradient's own size, and weights with "
              "small gradients lose about the learning rate an update" if coupled else
              f"decay x rate x updates is {moved * row['weight_decay']:.2g}: the decay alone erases them")  # fmt: skip
-    cure = (f"decouple it: {job.flag(run, 'optimizer.decay', 'decoupled')}; if the config already says so, inspect training/optim.py: "
-            "optimizer" if coupled else
+    cure = (f"decouple it: {job.flag(run, 'optimizer.decay', 'decoupled')}" if run.get("optimizer.decay") == "coupled" else
+            "the config says decoupled: inspect training/optim.py: optimizer" if coupled else
             f"less decay: {job.flag(run, 'optimizer.weight_decay', _rounded(row['weight_decay'] / 30))}")  # fmt: skip
     return Finding(
         "weights_decaying_away", "error" if kept < 0.5 else "warning",
         f"the norm of {name} fell from {norm[0]:.4g} to {norm[-1]:.4g} in {run.steps[-1]} updates (root mean square {rms}; sum of "
         f"the rates {moved:.3g}; a decoupled decay of {row['weight_decay']:g} would leave {expected:.0%}), and the loss at constant "
-        f"weights went from {loss[0]:.4g} over {loss.min():.4g} to {loss[-1]:.4g}",
+        f"weights went from {loss[0]:.4g} (at best {loss.min():.4g}) to {loss[-1]:.4g}",
         cause,
         cure,
         "experiments/dcal_document_004/README.md",
@@ -218,6 +224,12 @@ def _still(run: Run, name: str) -> np.ndarray:
     """bool [updates]: no bit of the group changed; in logs without `changed`, no part of its norm."""
     changed, ratio = run.group(name, "changed"), run.group(name, "update_ratio")
     return np.where(np.isnan(changed), (ratio == 0) & (run.group(name, "param_norm") > 0), changed == 0)
+
+
+def _from_the_first(values: np.ndarray) -> np.ndarray:
+    """The first finite value, then the medians of parts."""
+    values = values[np.isfinite(values)]
+    return np.concatenate([values[:1], parts(values)])
 
 
 def _large(run: Run) -> list[str]:
