@@ -1,12 +1,13 @@
 # make kd    sets up and runs the main job: a table and a picture at the end
 # make test  sets up and runs the checks; EXTRAS=test,parity adds the parity tests against torch
+# make docs  sets up and builds the pages: open build/docs/index.html
 PYTHON ?= python3
 EXTRAS ?= test
 BIN = .venv/bin
 KD ?= configs/kd.py
 WORKDIR ?= workdir/kd
 
-.PHONY: kd test lint clean
+.PHONY: kd test lint docs clean
 
 kd: .venv/core.done
 	$(BIN)/python -m jaxdistill.main --config=$(KD) --workdir=$(WORKDIR)
@@ -17,12 +18,15 @@ test: .venv/$(EXTRAS).done lint
 lint: .venv/$(EXTRAS).done
 	$(BIN)/ruff check .
 
+docs: .venv/docs.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 .venv/core.done: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-.venv/$(EXTRAS).done: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+.venv/%.done: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@ .venv/core.done
 
 .venv/bin/python:
