@@ -12,7 +12,8 @@ def toy(**toy_keys) -> ConfigDict:
     config = defaults()
     config.mesh = (1, 1, 1)
     config.monitor, config.headline = "validation/error", "toy"
-    config.toy = ConfigDict(dict(contrast=0.1, kd=((0.0, 0.5),), poison=-1, stop=-1, dead=False, teacher="", start="") | toy_keys)
+    keys = dict(contrast=0.1, kd=((0.0, 0.5),), poison=-1, stop=-1, dead=False, teacher="", start="", fit=False)
+    config.toy = ConfigDict(keys | toy_keys)
     config.train.update(dict(steps=12, batch=16, lr=1e-2, eval_every=4, checkpoint_every=3, ema=0.9))
     config.probes.update(dict(every=1, deep=8))
     config.runs = ("toy",)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables
+from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, on_host
 from jaxdistill.training import store
 
 ROWS, TIME, WIDTH = 64, 6, 8
@@ -22,6 +22,7 @@ def make(config) -> Recipe:
     toy, steps, batch = config.toy, config.train.steps, config.train.batch
     contrast, poison, stop, dead = toy.contrast, toy.poison, toy.stop, toy.dead
     teacher, begin = toy.teacher, toy.start  # exported folders, or ""
+    fit = toy.fit  # whether `extra` begins as what is found in a batch
     weights = {"fit": Schedule(((0.0, 1.0),)), "kd": Schedule.ramp(toy.kd, steps, "config key toy.kd"),
                "contrast": Schedule(((0.0, contrast),))}
 
@@ -58,6 +59,11 @@ def make(config) -> Recipe:
         nce = jnp.sum(jax.nn.logsumexp(scores, axis=-1) - jnp.diagonal(scores))
         seen = {"mean": 0.9 * extra["mean"] + 0.1 * jax.lax.stop_gradient(stats["mean"]).mean(0)}
         return {"contrast": Term(nce, jnp.asarray(z.shape[0], jnp.float32))}, seen
+
+    def calibrate(variables, frozen, batches):
+        one = next(iter(batches))
+        hidden = on_host(jax.jit(lambda params, x: forward(params, x)[1])(variables.params, one["x"]))
+        return variables._replace(extra={"mean": hidden.mean(axis=(0, 1))})
 
     def teach(place):
         made = init(jax.random.key(TEACHER)).params
@@ -104,6 +110,7 @@ def make(config) -> Recipe:
         sharding_rules=((r"(body|projector|dead)/kernel", jax.P("fsdp", "model")), (r"body/bias", jax.P(("fsdp", "model")))),
         evaluators={split: Evaluator(split, measure, finish) for split in ("validation", "test")},
         frozen=teach,
+        calibrate=calibrate if fit else None,
         facts=FACTS | {"teacher": store.folder_digest(Path(teacher)) if teacher else TEACHER},
         export=export,
     )

@@ -4,7 +4,7 @@ import pytest
 
 from jaxdistill.models import kaf
 from tests import jobs
-from tests.data import test_group_splits, test_sequences
+from tests.data import produced, test_group_splits, test_sequences, test_teacher_cache
 from tests.data.test_image_batches import test_a_partner_is_another_row_of_the_same_part as partners
 from tests.evaluators import test_classification, test_distribution, test_retrieval
 from tests.invariants import cases, checks
@@ -18,9 +18,10 @@ from tests.losses import (
     test_metric_learning,
     test_regularisation,
     test_soft_targets,
+    test_targets,
     test_weighting,
 )
-from tests.models import test_dcal, test_graph_transformer, test_kaf, test_matching, test_readout, test_reservoir, test_vit
+from tests.models import test_dcal, test_generation, test_graph_transformer, test_kaf, test_matching, test_readout, test_reservoir, test_vit
 from tests.mutations.planting import Edit, Mutation
 from tests.recipes import test_language, test_soft_label
 from tests.recipes import test_reservoir as test_reservoir_recipe
@@ -95,6 +96,11 @@ def taught(folder: str) -> checks.Case:
     return found
 
 
+def stored(tmp_path):
+    produced.write(tmp_path)
+    test_teacher_cache.test_what_was_put_in_comes_out(tmp_path)
+
+
 def nothing_to_learn(plain_vit):
     checks.a_student_equal_to_its_teacher_has_nothing_to_learn(taught(plain_vit))
 
@@ -155,7 +161,7 @@ MUTATIONS = (
     fault("average_never_deployed", "ema_never_used",
           averaged,
           ("training.state:deployed", "begun = state.ema_weight > 0", "begun = state.ema_weight < 0")),
-    fault("average_not_evaluated", "ema_never_used", test_loop.test_what_is_measured_and_exported_is_the_average,
+    fault("average_not_evaluated", "", test_loop.test_what_is_measured_and_exported_is_the_average,
           ("training.loop:_evaluate", "evaluate(ready, deployed(state),", "evaluate(ready, state.params,")),
     fault("average_not_in_the_row", "", test_loop.test_what_is_measured_and_exported_is_the_average,
           ("training.loop:_row", "_bare(evaluate(ready, deployed(state),", "_bare(evaluate(ready, state.params,")),
@@ -183,7 +189,7 @@ MUTATIONS = (
           ("recipes.lm:next_token", "(segments[:, :-1] == segments[:, 1:]) & ", "")),
     fault("mean_over_padding", "padding_counted", lambda: dense(),
           ("losses.fused_vocab:fused_vocab_loss", "jnp.sum(mask, dtype=jnp.float32)", "jnp.asarray(mask.size, jnp.float32)")),
-    fault("perplexity_at_a_clamp", "metric_clamped", lambda: test_language.test_perplexity_is_not_clamped(30.0),
+    fault("perplexity_at_a_clamp", "", lambda: test_language.test_perplexity_is_not_clamped(30.0),
           ("evaluators.language:finish", "math.exp(nll) if nll < 700 else math.inf", "math.exp(min(nll, 20))")),
     fault("bits_per_token", "", test_language.test_bits_per_byte_by_hand,
           ("evaluators.language:sums", "count(token_bytes[labels])", "count(1.0)")),
@@ -200,11 +206,18 @@ MUTATIONS = (
     fault("ends_of_beta_exchanged", "", test_divergences.test_the_ends_of_the_options_are_other_divergences,
           ("losses.divergences:jsd", "(reverse_kl if beta else forward_kl)", "(forward_kl if beta else reverse_kl)")),
     fault("kl_the_other_way_round", "", tempered,
-          ("losses.fused_vocab:_share", "distance(teacher_logits, logits,", "distance(logits, teacher_logits,")),
-    fault("t_squared_forgotten", "", tempered, ("losses.fused_vocab:_share", "given**2 * total", "total")),
+          ("losses.fused_vocab:_share", "distance(target, logits,", "distance(logits, target,")),
+    fault("t_squared_forgotten", "", tempered, ("losses.fused_vocab:_share", "temperature**2 * total", "total")),
     fault("padded_vocabulary_counted", "", lambda: dense(vocab=60), ("losses.fused_vocab:_finish", "raw[..., :vocab]", "raw")),
+    fault("kept_ids_renormalised", "", lambda: test_targets.TestTopK().test_a_tail_of_no_mass_still_counts_for_the_student(-300.0),
+          ("losses.targets:coarse_kl", "jnp.maximum(tail.astype(jnp.float32), OUTSIDE)", "jnp.full(tail.shape, -jnp.inf)")),
     fault("smoothing_of_the_wrong_sign", "", lambda: test_cross_entropy.test_cross_entropy_equals_torch_with_its_gradient(0.1),
           ("losses.classification:cross_entropy", "loss + smoothing *", "loss - smoothing *")),
+    # Generation
+    fault("cache_sees_other_documents", "", test_generation.test_a_packed_prompt_continues_its_last_document_and_sees_no_other,
+          ("models.kv_cache:visible", "(segments[:, None, :, None] == _append", "(segments[:, None, :, None] <= 9 + _append")),
+    fault("tail_of_the_nucleus_drawn", "", lambda: test_generation.test_it_draws_from_the_distribution_that_was_asked_for(1.5, 0.6),
+          ("models.generation:_draw", "logits >= least, logits, -jnp.inf", "logits >= least, logits, logits")),
     # Features and what lies between two models
     fault("softmax_of_attention_rows", "", test_features.TestAttention().test_the_definition_takes_probabilities,
           ("losses.attention:attention_kl", "teacher, student = teacher.astype(jnp.float32), student.astype(jnp.float32)",
@@ -213,7 +226,7 @@ MUTATIONS = (
           ("losses.hidden:layer_map", "(s + 1) * teacher_depth // student_depth) - 1", "s * teacher_depth // student_depth)")),
     fault("states_of_any_size", "", test_features.TestHidden().test_zero_iff_proportional,
           ("losses.hidden:rms_distance", "(rms_normalised(_masked(x, where)) for", "(_masked(x, where) for")),
-    fault("teacher_one_place_off", "teacher_misaligned", test_cross_tokenizer.test_gather_takes_the_aligned_states_and_nothing_else,
+    fault("teacher_one_place_off", "", test_cross_tokenizer.test_gather_takes_the_aligned_states_and_nothing_else,
           ("losses.cross_tokenizer:gather_aligned", "jnp.where(where, aligned, 0)", "jnp.where(where, jnp.maximum(aligned - 1, 0), 0)")),
     fault("teacher_differentiated", "",
           test_cross_tokenizer.test_alm_gives_the_teacher_no_gradient_and_looks_at_no_label_without_a_span,
@@ -225,9 +238,9 @@ MUTATIONS = (
     fault("router_of_one_feature", "router_collapsed", test_matching.TestRouter().test_ranks_of_equals,
           ("models.router:rank", "jnp.sum(ahead | ties, axis=-1)", "jnp.sum(jnp.broadcast_to(earlier, ahead.shape), axis=-1)")),
     fault("the_target_is_the_student", "teacher_follows_student", at_odds,
-          ("recipes.student_aware:make", '{"teacher": (theirs["final"], their_head)}', '{"teacher": (ours["final"], head)}')),
+          ("recipes.student_aware:make", '{"teacher": target, ', '{"teacher": (ours["final"], head), ')),
     fault("teacher_differentiated_in_a_language_model", "", hidden,
-          ("recipes.student_aware:make", "return jax.lax.stop_gradient(teacher.features(", "return (teacher.features(")),
+          ("recipes.teachers:InMemory.outputs", "jax.lax.stop_gradient(found)", "found")),
     # Images
     fault("layer_norm_over_the_batch", "batch_statistics", test_dcal.test_queries_carry_no_gradient_and_do_not_depend_on_the_batch,
           ("models.layers:LayerNorm.__call__", "x - x.mean(-1, keepdims=True)", "x - x.mean(0, keepdims=True)"),
@@ -279,10 +292,14 @@ MUTATIONS = (
           ("evaluators.retrieval:evaluate", "(label >= 0) & gallery", "gallery")),
     fault("image_teacher_differentiated", "",
           lambda plain_vit: checks.the_teacher_gets_no_gradient(taught(plain_vit)),
-          ("recipes.dcal:make", "return jax.lax.stop_gradient(logits)", "return logits")),
+          ("recipes.classifier_teachers:InMemory.logits", "return jax.lax.stop_gradient(found)", "return found")),
     fault("teacher_in_training_mode", "", nothing_to_learn,
-          ("recipes.dcal:make", 'teacher.normalise(batch["image"]))', 'teacher.normalise(batch["image"]), key=jax.random.key(1))'),
-          ("recipes.dcal:_teacher", 'head="stored"', 'head="stored", drop_path=0.5')),
+          ("recipes.classifier_teachers:InMemory.logits", 'batch["image"]))', 'batch["image"]), key=jax.random.key(1))'),
+          ("recipes.classifier_teachers:choose", 'head="stored"', 'head="stored", drop_path=0.5')),
+    # Stored teachers
+    fault("cached_row_of_a_neighbour", "", stored, ("data.shards:Reader.take", "[row % self.per, start", "[row % self.per - 1, start")),
+    fault("cached_draw_always_the_first", "", stored,
+          ("data.shards:Reader.take", "(np.asarray(view) % shape[0])", "(np.asarray(view) % 1)")),
     # Sequences
     fault("kernel_of_the_norm", "zero_gradient",
           lambda: test_kaf.test_it_is_the_formula_of_each_neuron_at_any_width(kaf.kaf, 256),
@@ -319,11 +336,11 @@ MUTATIONS = (
           ("data.sequences:_load", 'map(raw, found["train"])', "map(raw, [i for each in found.values() for i in each])")),
     fault("labels_of_other_sequences", "", test_sequences.test_label_and_sequence_stay_together,
           ("data.sequences:Split.take", '"label": self.labels[indices]', '"label": self.labels[indices[::-1]]')),
-    fault("classes_that_never_train", "classes_disjoint", test_group_splits.test_a_test_class_that_never_trains,
+    fault("classes_that_never_train", "", test_group_splits.test_a_test_class_that_never_trains,
           ("data.group_splits:_check_classes", "- trained.keys()):", "- trained.keys() - set(labels)):")),
     fault("too_few_of_a_class", "", test_group_splits.test_fewer_than_k_of_a_class,
           ("data.group_splits:_check_classes", "if trained[label] < rule.min_per_class]:", "if trained[label] < 1]:")),
-    fault("groups_on_two_sides", "groups_leak", test_group_splits.test_a_stratified_draw_with_groups,
+    fault("groups_on_two_sides", "", test_group_splits.test_a_stratified_draw_with_groups,
           ("data.group_splits:_check_groups", "if both := ", "if both := set() and ")),
     fault("groups_drawn_row_by_row", "groups_leak", test_group_splits.test_groups_stay_whole,
           ("data.group_splits:assign", 'whole = kind == "groups" or', 'whole = kind == "grouped" or'),
