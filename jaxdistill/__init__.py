@@ -2,9 +2,11 @@
 
 import errno
 import io
+import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 __version__ = "0.1.0"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -14,6 +16,19 @@ NO_SPACE = "No space left on device"
 class UserError(ValueError):
     """A mistake of the user's, not of the program's: one line that names the key or file, what was
     found and what would be accepted. The commands print that line alone and exit with 2."""
+
+
+def read_json(path: Path, accepted: str = "the file as it was written") -> dict:
+    """The JSON object in a file. Raises UserError: it cannot be read, or holds anything else."""
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; accepted: {accepted}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())}); accepted: {accepted}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: found a JSON {type(found).__name__}; accepted: {accepted}")
+    return found
 
 
 def worded(error: BaseException) -> str | None:

@@ -1,5 +1,8 @@
 """Small jobs that several tests run."""
 
+import json
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from jaxdistill.training import plan, sharding
@@ -35,3 +38,13 @@ def ready(config: ConfigDict, change=lambda recipe: recipe) -> Prepared:
     built = build(plan.expand(config)[0])
     built.recipe = change(built.recipe)
     return prepare(built, sharding.make_mesh(config.mesh))
+
+
+def changed(config, **keys) -> ConfigDict:
+    """With more keys; of names with dots."""
+    config.update_from_flattened_dict(keys)
+    return config
+
+
+def read(path: Path):
+    return json.loads(path.read_text())

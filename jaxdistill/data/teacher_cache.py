@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdistill import UserError
+from jaxdistill import UserError, read_json
 from jaxdistill.data import shards
 from jaxdistill.data.cache import only_writer
 
@@ -89,7 +89,7 @@ def write(folder: Path, made: dict, tables: dict[str, Table], *, machine: dict, 
             _same(folder, found["made"], made, "a cache")
             return found
         if (folder / BEGUN).exists():
-            found = _read(folder / BEGUN)
+            found = read_json(folder / BEGUN)
             _same(folder, found.get("made", {}), made, "an unfinished cache")
             _same(folder, found.get("machine", {}), machine, "an unfinished cache")
         else:
@@ -174,21 +174,11 @@ def _same(folder: Path, found: dict, wanted: dict, what: str) -> None:
 
 
 def _manifest(folder: Path) -> dict:
-    found = _read(folder / MANIFEST)
+    found = read_json(folder / MANIFEST)
     seal = found.get("sha256")
     if digest({key: value for key, value in found.items() if key != "sha256"}) != seal:
         raise UserError(f"{folder / MANIFEST}: found contents that do not match their sha256; accepted: the file as it was written")
     return found
-
-
-def _read(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())}); accepted: the file as it was written") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: found a JSON {type(value).__name__}; accepted: the file as it was written")
-    return value
 
 
 def _write_json(path: Path, value: dict) -> None:

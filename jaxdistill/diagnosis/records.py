@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdistill import UserError
+from jaxdistill import UserError, read_json
 from jaxdistill.diagnosis.finding import Finding
 
 STRINGS = (b'"nan"', b'"inf"', b'"-inf"')  # numbers as training.metrics.plain_json writes them
@@ -209,13 +209,7 @@ def load(path: Path, accepted: str, default: dict | None = None) -> dict:
     """A JSON object; `default` where there is no such file, an error without one."""
     if default is not None and not path.exists():
         return default
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or f'not JSON ({error})'}; accepted: {accepted}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: found a JSON {type(found).__name__}; accepted: {accepted}")
-    return found
+    return read_json(path, accepted)
 
 
 def parse(text: bytes) -> Log:

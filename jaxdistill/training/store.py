@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxdistill import UserError, __version__
+from jaxdistill import UserError, __version__, read_json
 from jaxdistill.training import manifest, plan
 from jaxdistill.training.distributed import share
 from jaxdistill.training.metrics import plain_json, write_json
@@ -33,7 +33,7 @@ def claim(workdir: Path, config: Any) -> Path:
 def _claim(workdir: Path, config: Any) -> None:
     path = workdir / "config.json"
     if path.exists():
-        found = _read(path)
+        found = read_json(path)
         keys = plan.difference(*({key: value for key, value in job.items() if key not in ASKED} for job in (found, _job(config))))
         if keys:
             raise UserError(f"workdir {workdir}: found a job of another config, differing in {'; '.join(keys[:8])}; "
@@ -74,11 +74,11 @@ def begin(folder: Path, built, ready, want: dict) -> None:
     path = folder / "identity.json"
     if jax.process_index() == 0:
         if path.exists():
-            _same(folder, _read(path), want)
+            _same(folder, read_json(path), want)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, want)
         write_json(folder / "config.json", built.run.values)
-        before = _read(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
+        before = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
         write_json(folder / "manifest.json", manifest.describe(built, ready) | {"preflight": before.get("preflight")})
 
 
@@ -100,7 +100,7 @@ def _finished(folder: Path, want: dict) -> dict | None:
     path = folder / "result.json"
     if not path.exists():
         return None
-    result = _read(path)
+    result = read_json(path)
     _same(folder, result.get("identity", {}), want)
     if folder_digest(folder / "export") != result.get("export"):
         raise UserError(f"{folder / 'export'}: found contents that do not match result.json; accepted: the folder as the "
@@ -183,13 +183,3 @@ def _copy(source: Path, target: Path, **options) -> None:
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(plain_json(value)))
-
-
-def _read(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); accepted: the file as it was written") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: found a JSON {type(value).__name__}; accepted: the file as it was written")
-    return value

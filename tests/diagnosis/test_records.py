@@ -155,7 +155,7 @@ def test_a_job_in_any_state(workdir):
 
 @pytest.mark.parametrize(("path", "content", "said"), [
     ("config.json", None, r"config\.json: No such file.*accepted: the workdir of a job"),
-    ("config.json", "{", r"config\.json: not JSON .*accepted"),
+    ("config.json", "{", r"config\.json: cannot be read as JSON .*accepted"),
     ("results.json", "[]", r"results\.json: found a JSON list; accepted"),
     ("runs/kd-0/config.json", "3", r"kd-0/config\.json: found a JSON int; accepted"),
 ])
