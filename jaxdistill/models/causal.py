@@ -19,7 +19,7 @@ FAMILIES = {"gpt2": gpt2, "llama": llama}
 class ModelConfig:
     """A section `model`, `student` or `teacher`. path: a local folder of config.json and safetensors, whose family, sizes
     and weights are taken; "": a fresh model of `family` and of the sizes. kv_heads: of a Llama (0: heads). dtype: of the
-    computation; parameters stay float32."""
+    computation; parameters that train stay float32."""
 
     path: str = ""
     family: str = "gpt2"
@@ -34,8 +34,8 @@ class ModelConfig:
 @dataclasses.dataclass(frozen=True)
 class CausalLM:
     """module: apply({"params": params}, tokens, segments=, positions=) -> (logits, features). init: (key) -> params, from the
-    folder where there is one. load: (place) -> params of the folder, each straight into the sharding place(path). decay: regex
-    of the parameters for weight decay. facts: JSON, with the content hash of a folder."""
+    folder where there is one. load: (place) -> params of the folder to be frozen, each straight into the sharding place(path), matrices
+    in the dtype of the computation. decay: regex of the parameters for weight decay. facts: JSON, with the content hash of a folder."""
 
     module: Any
     init: Callable
@@ -108,9 +108,9 @@ def describe(config: ModelConfig, key: str, *, vocab: int, length: int) -> Causa
     else:
         family, sizes = FAMILIES[config.family], fresh(config, key, vocab=vocab, length=length)
     module = (gpt2.GPT2 if family is gpt2 else llama.Llama)(sizes, **compute)
-    load = lambda place=None: family.from_hf(config.path, place=place, **compute)[1]  # noqa: E731
+    load = lambda place=None: family.from_hf(config.path, place=place, frozen=True, **compute)[1]  # noqa: E731
     if config.path:
-        init = lambda key: load()  # noqa: E731
+        init = lambda key: family.from_hf(config.path, **compute)[1]  # noqa: E731
     else:
         example = jnp.zeros((1, min(2, length)), jnp.int32)
         init = lambda key: jax.jit(module.init)(key, example)["params"]  # noqa: E731

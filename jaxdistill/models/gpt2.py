@@ -32,6 +32,8 @@ SHARDING = (
 # Weight decay: the matrices that multiply activations, so also wte, which is the tied head and gets a dense gradient
 # at every step. Not wpe: rows of positions that the data seldom reach would only shrink.
 DECAY = r"(kernel|wte/embedding)$"
+# What is cast to the computing dtype before every use. Not the embeddings, which are added up in float32.
+CAST = r"kernel$"
 
 ACTIVATIONS = {"gelu_new": nn.gelu, "gelu_pytorch_tanh": nn.gelu, "relu": nn.relu}
 ACTIVATIONS["gelu"] = functools.partial(nn.gelu, approximate=False)
@@ -214,13 +216,15 @@ def from_hf(
     dtype: Any = jnp.float32,
     remat: bool = False,
     place: Callable[[str], jax.sharding.Sharding] | None = None,
+    frozen: bool = False,
 ) -> tuple[GPT2, dict]:
     """`(module, params)` of a Hugging Face GPT-2 folder; parameters are float32 whatever the file holds. `place`: path
-    of a parameter ("wte/embedding") -> the sharding it is read into. `UserError`, one line naming the key or file, for
-    a folder, config or tensor that is not as it should be."""
+    of a parameter ("wte/embedding") -> the sharding it is read into. `frozen`: nothing will train them; what `CAST` names
+    is then held in `dtype`: the same results in half the memory, where that is bfloat16. `UserError`, one line naming the
+    key or file, for a folder, config or tensor that is not as it should be."""
     module = GPT2(config_from_hf(folder), dtype=dtype, remat=remat)
     params = hf.load(  # old files store the tied head twice, and every block's causal mask
-        folder, _stored(module), place=place, prefix="transformer.",
+        folder, _stored(module), place=place, dtype=hf.held(CAST, dtype if frozen else jnp.float32), prefix="transformer.",
         ignore=r"h\.\d+\.attn\.(masked_)?bias", tied=("lm_head.weight", "wte.weight"),
     )  # fmt: skip
     return module, unflatten_dict(params, sep="/")

@@ -92,8 +92,9 @@ def load(
     prefix: str = "",
     ignore: str = r"(?!)",
     tied: tuple[str, str] | None = None,
+    dtype: Callable[[str], Any] = lambda path: np.float32,
 ) -> dict[str, jax.Array]:
-    """Parameter path -> float32 array. All headers are checked before any weight is read; then one parameter at a
+    """Parameter path -> array. All headers are checked before any weight is read; then one parameter at a
     time is on the host, and of that one only the parts that this process's devices hold.
 
     Args:
@@ -103,6 +104,7 @@ def load(
       prefix: may stand before a name on disk, or not.
       ignore: regex (full match, without the prefix) of tensors that hold no weights.
       tied: (tensor, other): the first may be there too, if it equals the second.
+      dtype: parameter path -> that of its array, whatever the file holds.
     """
     headers = read_headers(folder)
     copy = headers.pop(tied[0], None) if tied else None
@@ -110,7 +112,12 @@ def load(
     found = _check(headers, wanted, folder, prefix, ignore)
     if copy and not (copy.shape == found[tied[1]].shape and np.array_equal(copy.part[()], found[tied[1]].part[()])):
         raise UserError(f"{folder}: tensor {tied[0]}: found one unlike {tied[1]}; accepted: a tied head")
-    return {path: _read(one, found, place and place(path)) for path, one in stored.items()}
+    return {path: _read(one, found, dtype(path), place and place(path)) for path, one in stored.items()}
+
+
+def held(regex: str, dtype: Any) -> Callable[[str], Any]:
+    """`dtype` for parameters whose path matches `regex`, float32 for the others."""
+    return lambda path: dtype if re.search(regex, path) else np.float32
 
 
 def dump(stored: Mapping[str, Stored], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -194,13 +201,13 @@ def _check(tensors: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]], so
     return found
 
 
-def _read(one: Stored, found: Mapping[str, Header], sharding: jax.sharding.Sharding | None) -> jax.Array:
+def _read(one: Stored, found: Mapping[str, Header], dtype: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
     """The parameter `one` as an array."""
 
     stacked = not isinstance(one.names, str)
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
-        whole = np.empty([len(range(size)[axis]) for size, axis in zip(one.shape, index, strict=True)], np.float32)
+        whole = np.empty([len(range(size)[axis]) for size, axis in zip(one.shape, index, strict=True)], dtype)
         names, rest = (one.names[index[0]], index[1:]) if stacked else ((one.names,), index)
         for i, name in enumerate(names):
             tensor = found[name].part[rest[::-1] if one.transposed else rest]

@@ -37,6 +37,8 @@ SHARDING = (
 # is not decayed: rows of tokens that the data seldom reach would only shrink.
 DECAY = r"(kernel|head/embedding)$"
 TIED_DECAY = r"(kernel|wte/embedding)$"
+# What is cast to the computing dtype before every use: the matrices, but for the router's, which stays in float32.
+CAST = r"((attention|mlp)/\w+|moe/(gate|up|down))/kernel$|embedding$"
 
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
 KINDS = tuple(_CLASSES)  # config.json's model_type
@@ -297,12 +299,13 @@ def from_hf(
     dtype: Any = jnp.float32,
     remat: bool = False,
     place: Callable[[str], jax.sharding.Sharding] | None = None,
+    frozen: bool = False,
 ) -> tuple[Llama, dict]:
     """`(module, params)` of a Hugging Face folder of model_type llama, qwen2, qwen3 or qwen3_moe, as `gpt2.from_hf`."""
     module = Llama(config_from_hf(folder), dtype=dtype, remat=remat)
     params = hf.load(  # Llama 2's first files hold the rope's frequencies too, some tied ones the head
-        folder, _stored(module), place=place, prefix="model.", ignore=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
-        tied=("lm_head.weight", "embed_tokens.weight") if module.config.tied else None,
+        folder, _stored(module), place=place, dtype=hf.held(CAST, dtype if frozen else jnp.float32), prefix="model.",
+        ignore=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq", tied=("lm_head.weight", "embed_tokens.weight") if module.config.tied else None,
     )  # fmt: skip
     return module, unflatten_dict(params, sep="/")
 

@@ -58,6 +58,22 @@ def test_one_interface(name, tmp_path):
     assert saved.module.config == found.module.config
 
 
+@pytest.mark.parametrize("name", ["fresh gpt2", "fresh llama", "untied", "experts"])
+def test_a_frozen_model_is_held_in_the_dtype_of_its_matrices_to_the_same_bits(name, tmp_path):
+    found = model(name, tmp_path)
+    if not found.folder:
+        found.save(found.init(jax.random.key(0)), tmp_path, eos=3)
+        found = causal.describe(causal.ModelConfig(path=str(tmp_path), dtype="bfloat16"), "teacher", **TEXT)
+    trained, frozen = found.init(jax.random.key(0)), found.load(None)
+    halved = {path for path, leaf in flatten_dict(frozen, sep="/").items() if leaf.dtype == jnp.bfloat16}
+    whole = r"(wte|wpe)/embedding" if name == "fresh gpt2" else "router"
+    assert halved == {path for path, leaf in flatten_dict(trained, sep="/").items() if leaf.ndim > 1 and not re.search(whole, path)}
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(trained))
+    tokens, layout = jnp.arange(12, dtype=jnp.int32).reshape(2, 6), {"segments": jnp.ones((2, 6), jnp.int32)}
+    run = jax.jit(lambda params: (found.module.apply({"params": params}, tokens, **layout), found.head(params).astype(found.dtype)))
+    jax.tree.map(np.testing.assert_array_equal, run(frozen), run(trained))
+
+
 def test_a_fresh_llama_is_as_large_as_a_gpt2():
     """Per block; the positions, norms and biases are GPT-2's own."""
     sizes = dataclasses.replace(SECTION, width=96, heads=4)
