@@ -139,7 +139,14 @@ class Run:
 
     def probe(self, name: str) -> Series:
         """A probe, at the updates that were probed."""
-        values = self.updates[f"probes/{name}"]
+        return self._there(f"probes/{name}")
+
+    def sample(self, name: str) -> Series:
+        """What was seen of batches that the student wrote, at the updates that had one."""
+        return self._there(f"samples/{name}")
+
+    def _there(self, path: str) -> Series:
+        values = self.updates[path]
         there = ~np.isnan(values)
         return Series(self.steps[there], values[there])
 

@@ -19,6 +19,7 @@ def charts(run: Run) -> Iterator[Chart]:
         yield from _ledger(run)
         yield from _optimizer(run)
     yield from _predictions(run)
+    yield from _samples(run)
     yield from _router(run)
     yield from _deep(run)
 
@@ -81,6 +82,16 @@ def _predictions(run: Run) -> Iterator[Chart]:
     learned = {name: run.probe(name) for name in run.probes if name.startswith("w_") and _has(run, name)}
     if learned:
         yield lines("learned loss weights w", learned, "a term counts exp(-w) / 2")
+
+
+def _samples(run: Run) -> Iterator[Chart]:
+    """Of what the student wrote: its own nats fall and repetition rises where it collapses into loops."""
+    log_prob, repetition = run.sample("log_prob"), run.sample("repetition")
+    found = {"the student's nats": Series(log_prob.steps, -log_prob.values), "teacher_kl": run.sample("teacher_kl")}
+    if any(map(len, found.values())):
+        yield lines("what the student writes", {name: series for name, series in found.items() if len(series)}, "nats a token")
+    if len(repetition):
+        yield lines("repetition", {"of 4-grams": repetition}, "share of a row that was in it before", limits=(-0.03, 1.03))
 
 
 def _router(run: Run) -> Iterator[Chart]:

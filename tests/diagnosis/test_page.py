@@ -81,6 +81,17 @@ def test_what_has_no_records_is_left_out(tmp_path):
     assert "<summary>Probes" not in text
 
 
+def test_what_the_student_writes_is_shown_where_it_wrote(tmp_path):
+    seen = {"log_prob": -2.5, "length": 9.0, "repetition": 0.25, "teacher_kl": 0.1}
+    lines = [workdirs.update(i, 4) | ({"sampled": True, "samples": seen} if i % 2 else {"sampled": False}) for i in (1, 2, 3, 4)]
+    workdirs.job(tmp_path, [workdirs.run(tmp_path, "kd", 0, {"nll": 1.0}, lines=lines)])
+    assert charts(html(tmp_path)) == ALWAYS | {"what the student writes", "repetition"}
+    run = records.read(tmp_path).runs["kd-0"]
+    assert run.sample("log_prob").steps.tolist() == [1, 3]
+    told = {chart.title: chart.alt for chart in run_charts.charts(run)}
+    assert "the student's nats from 2.5 to 2.5" in told["what the student writes"]
+
+
 def test_one_page_of_its_own(text):
     assert not re.search(r"https?:|<script|<link|@import|url\((?!#)|xlink", text)
     assert len(text.encode()) < 2e6
