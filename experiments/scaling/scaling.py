@@ -1,12 +1,11 @@
 """python -m experiments.scaling.scaling [--machine=v5e-64] [--pair=gpt2]: what a KD step needs of each device, by mesh shape.
 
 Arithmetic, not measurements: the step that training runs is lowered for as many devices as the machine has, which XLA's CPU backend plays,
-from shapes alone (nothing is allocated), at two depths; numbers are linear in depth, and are extended to the models' own. Of the compiled
-program: bytes that a device holds, FLOPs of its matrix products and bytes of its collectives, loops counted as often as they run.
+from shapes alone (nothing is allocated). Of the compiled program: bytes that a device holds, FLOPs of its matrix products and bytes of its
+collectives, loops counted as often as they run.
 """
 
 import argparse
-import dataclasses
 import math
 import os
 import re
@@ -18,14 +17,19 @@ MACHINES = {
     "h100-8": (8, 989e12, 80e9, 3.35e12, 450e9),  # SXM; NVLink: 900 GB/s, both ways
 }
 LARGEST = max(machine[0] for machine in MACHINES.values())
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={LARGEST}"
+# Ordered as accelerators' compilers order a program, by the memory that it takes; as it is, a CPU runs what is ready, also what `remat`
+# means to run later, and adds up all gradients at once.
+ORDER = ("--xla_cpu_enable_concurrency_optimized_scheduler=false", "--xla_disable_hlo_passes=cse_barrier_expander,cpu-all-reduce-combiner")
+FLAGS = os.environ.get("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={LARGEST}", *ORDER
+os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+from flax.traverse_util import flatten_dict, unflatten_dict  # noqa: E402
 
 from jaxdistill.losses.fused_vocab import fused_vocab_loss  # noqa: E402
-from jaxdistill.models import gpt2, llama  # noqa: E402
+from jaxdistill.models import gpt2, hf, llama  # noqa: E402
 from jaxdistill.recipe import Aux, Recipe, Rest, Schedule, Variables  # noqa: E402
 from jaxdistill.recipes.lm import groups, next_token  # noqa: E402
 from jaxdistill.training import plan, prepare, sharding  # noqa: E402
@@ -33,11 +37,11 @@ from jaxdistill.training.deep import IN_A_HURRY  # noqa: E402
 
 LLAMA = dict(vocab=128256, length=2048, heads=32, kv_heads=8, eps=1e-5)
 GPT2 = dict(vocab=50257, length=1024)
-# name -> (family, teacher, student, depths of both that are compiled, in the ratio of the models' own)
+# name -> (family, teacher, student)
 PAIRS = {
-    "gpt2": (gpt2, gpt2.GPT2Config(**GPT2, width=1600, depth=48, heads=25), gpt2.GPT2Config(**GPT2, width=768, depth=12, heads=12), (4, 1)),
+    "gpt2": (gpt2, gpt2.GPT2Config(**GPT2, width=1600, depth=48, heads=25), gpt2.GPT2Config(**GPT2, width=768, depth=12, heads=12)),
     "llama": (llama, llama.LlamaConfig(**LLAMA, width=4096, depth=32, inner=14336),
-              llama.LlamaConfig(**LLAMA, width=2048, depth=16, inner=8192, head_dim=64, tied=True), (2, 1)),
+              llama.LlamaConfig(**LLAMA, width=2048, depth=16, inner=8192, head_dim=64, tied=True)),
 }
 TITLES = {"gpt2": "GPT-2 XL (1.5 B) -> GPT-2 small", "llama": "Llama 3.1 8B -> Llama 3.2 1B"}
 ROWS = {("gpt2", "v5e-64"): 256, ("gpt2", "h100-8"): 64, ("llama", "v5e-64"): 64, ("llama", "h100-8"): 16}  # of one batch
@@ -54,6 +58,12 @@ def recipe(family, teacher, student) -> Recipe:
     made = lambda module, key: module.init(key, jnp.zeros((1, 2), jnp.int32))["params"]  # noqa: E731
     head = lambda params: params["head" if "head" in params else "wte"]["embedding"]  # noqa: E731
 
+    def frozen(place):
+        """The teacher as `from_hf(frozen=True)` holds it."""
+        dtype = hf.held(family.CAST, jnp.bfloat16)
+        params = flatten_dict(made(theirs, jax.random.key(0)), sep="/")
+        return {"teacher": unflatten_dict({path: leaf.astype(dtype(path)) for path, leaf in params.items()}, sep="/")}
+
     def loss(params, extra, frozen, batch, dials, key):
         tokens, labels, where, layout = next_token(batch)
         _, seen = jax.lax.stop_gradient(theirs.apply({"params": frozen["teacher"]}, tokens, **layout))
@@ -67,14 +77,13 @@ def recipe(family, teacher, student) -> Recipe:
         init=lambda key: Variables({"student": made(ours, key)}), loss=loss, data=None,
         weights={"lm": Rest("kd"), "kd": Schedule(((0.0, 0.9),))},
         optim_rules=groups("student", "student/", family.decay(student), 0.01), sharding_rules=family.SHARDING,
-        frozen=lambda place: {"teacher": made(theirs, jax.random.key(0))},
+        frozen=frozen,
     )
 
 
-def compiled(pair: str, rows: int, shape: tuple, times: int):
-    """The step of `rows` rows on the mesh `shape`, of models `times` as deep as PAIRS has it."""
-    family, teacher, student, depths = PAIRS[pair]
-    teacher, student = (dataclasses.replace(model, depth=times * depth) for model, depth in zip((teacher, student), depths, strict=True))
+def compiled(pair: str, rows: int, shape: tuple):
+    """The step of `rows` rows on the mesh `shape`."""
+    family, teacher, student = PAIRS[pair]
     sections = plan.DEFAULTS
     built = prepare.Built(
         run=types.SimpleNamespace(seed=0), recipe=recipe(family, teacher, student),
@@ -163,17 +172,9 @@ def counted(text: str) -> dict:
     return walk(entry)
 
 
-def whole(pair: str, machine: str, shape: tuple) -> dict:
-    """`measured`, extended from two depths to the models' own."""
-    rows = ROWS[pair, machine]
-    once, twice = (measured(compiled(pair, rows, shape, times)) for times in (1, 2))
-    times = PAIRS[pair][1].depth / PAIRS[pair][3][0]
-    return {name: once[name] + (times - 1) * (twice[name] - once[name]) for name in once}
-
-
 def row(pair: str, machine: str, shape: tuple) -> str:
     devices, peak, memory, speed, link = MACHINES[machine]
-    found = whole(pair, machine, shape)
+    found = measured(compiled(pair, ROWS[pair, machine], shape))
     tokens = ROWS[pair, machine] * PAIRS[pair][1].length
     sent = sum(found[kind] for kind in KINDS)
     held = found["arguments"] + found["temporary"] + found["outputs"]

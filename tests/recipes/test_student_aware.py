@@ -81,6 +81,16 @@ class TestTerms:
         assert fell(lines, "kd") < 0.9
 
 
+def test_a_bfloat16_teacher_is_held_in_bfloat16_and_teaches_the_same_bits(job):
+    one = ready(job, teacher=dict(dtype="bfloat16"), hidden=ON, attention=ON)
+    whole = jax.tree.map(lambda x: x.astype("float32") if x.dtype == "bfloat16" else x, one.frozen)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(one.frozen["teacher"]["block_0"]))
+    assert held < 0.6 * sum(leaf.nbytes for leaf in jax.tree.leaves(whole["teacher"]["block_0"]))
+    batch = one.place(next(one.built.recipe.data("train", 0)))
+    step = jax.jit(one.step.__wrapped__, compiler_options=QUICK)  # as it is, it takes the state away
+    jax.tree.map(np.testing.assert_array_equal, *(jax.device_get(step(one.state, frozen, batch)[1]) for frozen in (one.frozen, whole)))
+
+
 class TestParameters:
     def test_groups(self, job):
         one = ready(job, dry=True, kd=dict(mode="projector"), hidden=dict(ON, projector="mlp"), router=ON, student=dict(depth=2))
