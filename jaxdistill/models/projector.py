@@ -48,9 +48,11 @@ class ProjectorConfig:
         if self.kind != "linear" and self.init in FITTED:
             raise UserError(f"config key projector.init: found {self.init!r} with projector.kind {self.kind!r}; "
                             f"accepted: {', '.join(name for name in INITS if name not in FITTED)} (only a matrix can be fitted)")
-        for key, least in (("weight", 0), ("lr_mult", 0), ("ridge", 0), ("calibration", 1)):
+        for key, least in (("lr_mult", 0), ("ridge", 0), ("calibration", 1)):
             if not getattr(self, key) >= least:
                 raise UserError(f"config key projector.{key}: found {getattr(self, key)}; accepted: {least} or more")
+        if not self.weight > 0:  # the gate measures what the anchor trains; lr_mult 0 keeps the projector as it begins
+            raise UserError(f"config key projector.weight: found {self.weight}; accepted: a number above 0")
 
 
 class Projector(nn.Module):

@@ -167,6 +167,7 @@ class TestCalibration:
     (dict(kd=dict(mode="projector"), projector=dict(kind="mlp")), "projector.init: found 'lstsq' with projector.kind 'mlp'; accepted: "),
     (dict(projector=dict(kind="cubic")), "projector.kind: found 'cubic'; accepted: linear, mlp"),
     (dict(projector=dict(init="zeros")), "projector.init: found 'zeros'; accepted: "),
+    (dict(kd=dict(mode="projector"), projector=dict(weight=0.0)), "projector.weight: found 0.0; accepted: a number above 0"),
     (dict(projector=dict(calibration=0)), "projector.calibration: found 0; accepted: 1 or more"),
     (dict(hidden=dict(distance="l1")), "hidden.distance: found 'l1'; accepted: rms, cosine"),
     (dict(hidden=dict(projector="deep")), "hidden.projector: found 'deep'; accepted: linear, mlp"),
