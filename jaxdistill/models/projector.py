@@ -48,11 +48,12 @@ class ProjectorConfig:
         if self.kind != "linear" and self.init in FITTED:
             raise UserError(f"config key projector.init: found {self.init!r} with projector.kind {self.kind!r}; "
                             f"accepted: {', '.join(name for name in INITS if name not in FITTED)} (only a matrix can be fitted)")
-        for key, least in (("lr_mult", 0), ("ridge", 0), ("calibration", 1)):
+        for key, least in (("lr_mult", 0), ("calibration", 1)):
             if not getattr(self, key) >= least:
                 raise UserError(f"config key projector.{key}: found {getattr(self, key)}; accepted: {least} or more")
-        if not self.weight > 0:  # the gate measures what the anchor trains; lr_mult 0 keeps the projector as it begins
-            raise UserError(f"config key projector.weight: found {self.weight}; accepted: a number above 0")
+        for key in ("weight", "ridge"):  # (a projector that stays as it begins: lr_mult 0. Without ridge a dead channel has no solution)
+            if not getattr(self, key) > 0:
+                raise UserError(f"config key projector.{key}: found {getattr(self, key)}; accepted: a number above 0")
 
 
 class Projector(nn.Module):
@@ -120,6 +121,9 @@ def fit(sums: dict, ridge: float) -> dict:
     float64 on the host: the inputs of a trained network are far from independent."""
     xx, xy = (np.asarray(sums[name], np.float64) for name in ("xx", "xy"))
     width = len(xx) - 1
+    if not xx[width, width]:
+        raise UserError("config key projector.calibration: found no aligned token in its batches, which leaves nothing to fit; accepted: "
+                        "more batches, or projector.init 'orthogonal'")
     penalty = np.full(width + 1, ridge * np.trace(xx[:width, :width]) / width)
     penalty[width] = 1e-6 * max(xx[width, width], 1.0)
     solved = np.linalg.solve(xx + np.diag(penalty), xy).astype(np.float32)

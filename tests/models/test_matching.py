@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill import UserError
 from jaxdistill.models import projector
 from jaxdistill.models.matching import Matching, load_balance
 from jaxdistill.models.router import Router, rank
@@ -72,6 +73,13 @@ class TestProjector:
         np.testing.assert_allclose(found["out"]["kernel"], kernel, atol=1e-3)
         np.testing.assert_allclose(found["out"]["bias"], bias, atol=1e-3)
         assert jax.tree.structure(found) == jax.tree.structure(projector.Projector(7).init(jax.random.key(0), x)["params"])
+
+    def test_a_dead_channel_is_no_matter_and_no_token_is_an_error(self):
+        x, y = normal(4, 5, 12).at[..., 3].set(0.0), normal(4, 5, 7, seed=1)
+        sums = lambda where: projector.moments(x, y, jnp.full((4, 5), where))  # noqa: E731
+        assert np.isfinite(projector.fit(sums(True), 1e-3)["out"]["kernel"]).all()
+        with pytest.raises(UserError, match="^config key projector.calibration: found no aligned token in its batches"):
+            projector.fit(sums(False), 1e-3)
 
     def test_heads_give_the_teachers_logits_where_they_can(self):
         theirs = normal(50, 6)
