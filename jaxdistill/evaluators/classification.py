@@ -44,7 +44,7 @@ def sums(
         for branch, logits in outputs.items():
             found |= {f"{branch}_{name}": value for name, value in _sums(logits, labels, where).items()}
     if teacher_logits is not None:
-        agree = jnp.argmax(joint, axis=-1) == jnp.argmax(teacher_logits, axis=-1)
+        agree = place(joint, jnp.argmax(teacher_logits, axis=-1)) == 0
         found |= {"kl": jnp.sum(jnp.where(where, forward_kl(teacher_logits, joint, where=where), 0.0)),
                   "agree": jnp.sum(where & agree, dtype=jnp.float32)}
     return found
@@ -109,6 +109,17 @@ def finish_logits(stacked: dict[str, np.ndarray], seed: int = 0) -> dict[str, fl
     return found
 
 
+def place(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Int[Array, "*batch"]:
+    """The label's place in falling order, 0 for the largest logit. Equal logits are placed by class, so that a constant output is not
+    right every time; where any comparison is with NaN, the label comes last."""
+    labels = labels[..., None]
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    own = classes == labels
+    chosen = jnp.sum(jnp.where(own, logits, 0.0), axis=-1, keepdims=True)
+    after = (logits < chosen) | ((logits == chosen) & (classes > labels))
+    return jnp.sum(~after & ~own, axis=-1)
+
+
 def _sums(logits, labels, where) -> dict[str, Float[Array, "..."]]:
     logits = jnp.where(where[:, None], logits.astype(jnp.float32), 0.0)
     log_p = jax.nn.log_softmax(logits)
@@ -118,21 +129,15 @@ def _sums(logits, labels, where) -> dict[str, Float[Array, "..."]]:
         target = jnp.where(known[:, None], jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32), jnp.nan)
     else:
         labels, target = jnp.argmax(labels, axis=-1), labels.astype(jnp.float32)
-    # The label's place in falling order. Equal logits are placed by class, so that a constant output is not right every time; where
-    # any comparison is with NaN, the label comes last.
-    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, 1)
-    own = classes == labels[:, None]
-    chosen = jnp.sum(jnp.where(own, logits, 0.0), axis=-1, keepdims=True)
-    after = (logits < chosen) | ((logits == chosen) & (classes > labels[:, None]))
-    place = jnp.sum(~after & ~own, axis=-1)
+    at = place(logits, labels)
     confidence = jnp.max(p, axis=-1)
     index = jnp.nan_to_num(jnp.clip(jnp.ceil(confidence * BINS) - 1, 0, BINS - 1), nan=BINS - 1)
     bins = where[None, :] & (index[None, :] == jnp.arange(BINS, dtype=jnp.float32)[:, None])
     sum_of = lambda values: jnp.sum(jnp.where(where, values.astype(jnp.float32), 0.0))  # noqa: E731
     in_bins = lambda values: jnp.sum(jnp.where(bins, values[None, :], 0.0), axis=-1)  # noqa: E731
     return {
-        "correct": sum_of(place == 0), "top5": sum_of(place < 5),
+        "correct": sum_of(at == 0), "top5": sum_of(at < 5),
         "nll": sum_of(-jnp.sum(jnp.where(target == 0, 0.0, target * log_p), axis=-1)),
         "brier": sum_of(jnp.sum(jnp.square(p - target), axis=-1)),
-        "bins": jnp.stack([in_bins(confidence), in_bins((place == 0).astype(jnp.float32))]),
+        "bins": jnp.stack([in_bins(confidence), in_bins((at == 0).astype(jnp.float32))]),
     }

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdistill.evaluators.classification import place
 from jaxdistill.losses.classification import cross_entropy
 from jaxdistill.losses.divergences import forward_kl
 from jaxdistill.losses.fused_vocab import parts, teacher_logits, vocab_logits
@@ -32,11 +33,10 @@ def sums(
         "nll": jnp.sum(cross_entropy(logits, labels, where=where)),
     }
     if teacher is not None:
-        choice = jnp.argmax(teacher, axis=-1)[..., None]
-        above = jnp.sum(logits > jnp.take_along_axis(logits, choice, axis=-1), axis=-1)
+        at = place(logits, jnp.argmax(teacher, axis=-1))
         found |= {
             "kl": jnp.sum(forward_kl(teacher, logits, where=where)),
-            "top1": count(above == 0), "top5": count(above < 5),
+            "top1": count(at == 0), "top5": count(at < 5),
         }
     return found
 
@@ -67,19 +67,20 @@ def chunked_sums(
 def finish(stacked: dict[str, np.ndarray]) -> dict[str, float]:
     """Stacked sums of all batches -> bits_per_byte (the headline: comparable between tokenizers), nll (nats a token),
     perplexity (exp of it), and teacher_kl (nats a token), top1_agreement, top5_agreement: how often the teacher's
-    first choice is the student's, or among its first five; of a projected teacher projector_nll (nats an aligned token)."""
+    first choice is the student's, or among its first five; of a projected teacher projector_nll (nats an aligned token). Of no token
+    at all they are NaN: nothing is known."""
     total = {name: float(np.sum(values, dtype=np.float64)) for name, values in stacked.items()}
-    tokens = max(total["tokens"], 1.0)
+    tokens = total["tokens"] or math.nan
     nll = total["nll"] / tokens
     found = {
-        "bits_per_byte": total["nll"] / math.log(2) / max(total["bytes"], 1.0),
-        "nll": nll, "perplexity": math.exp(nll) if nll < 700 else math.inf,
+        "bits_per_byte": total["nll"] / math.log(2) / (total["bytes"] or math.nan),
+        "nll": nll, "perplexity": math.inf if nll >= 700 else math.exp(nll),
     }
     if "kl" in total:
         found |= {"teacher_kl": total["kl"] / tokens, "top1_agreement": total["top1"] / tokens,
                   "top5_agreement": total["top5"] / tokens}
     if "projector_nll" in total:
-        found["projector_nll"] = total["projector_nll"] / max(total["projector_tokens"], 1.0)
+        found["projector_nll"] = total["projector_nll"] / (total["projector_tokens"] or math.nan)
     return found
 
 

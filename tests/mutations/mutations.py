@@ -190,7 +190,7 @@ MUTATIONS = (
     fault("mean_over_padding", "padding_counted", lambda: dense(),
           ("losses.fused_vocab:fused_vocab_loss", "jnp.sum(mask, dtype=jnp.float32)", "jnp.asarray(mask.size, jnp.float32)")),
     fault("perplexity_at_a_clamp", "", lambda: test_language.test_perplexity_is_not_clamped(30.0),
-          ("evaluators.language:finish", "math.exp(nll) if nll < 700 else math.inf", "math.exp(min(nll, 20))")),
+          ("evaluators.language:finish", "math.inf if nll >= 700 else math.exp(nll)", "math.exp(min(nll, 20))")),
     fault("bits_per_token", "", test_language.test_bits_per_byte_by_hand,
           ("evaluators.language:sums", "count(token_bytes[labels])", "count(1.0)")),
     fault("smoothing_in_evaluation", "", lambda: test_fused_vocab.test_probes_are_what_evaluation_measures(None),

@@ -119,6 +119,23 @@ def test_top_k_agreement_is_where_the_teachers_choice_ranks():
     assert (float(found["top1"]), float(found["top5"])) == (1, 2)
 
 
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_a_student_that_says_nothing_does_not_agree(value):
+    """Equal logits are placed by id, as argmax does: the teacher's choice is right one time in as many as there are."""
+    rng, said = np.random.default_rng(0), jnp.full((50, 40, 20), value)
+    labels, where = jnp.zeros((50, 40), jnp.int32), jnp.ones((50, 40), bool)
+    found = language.sums(said, labels, where, jnp.ones(20, jnp.int32), jnp.asarray(rng.normal(size=(50, 40, 20))))
+    wanted = (0, 0) if math.isnan(value) else (1 / 20, 5 / 20)
+    assert (found["top1"] / 2000, found["top5"] / 2000) == pytest.approx(wanted, abs=0.03)
+
+
+def test_of_no_token_nothing_is_known():
+    names = ("tokens", "bytes", "nll", "kl", "top1", "top5", "projector_nll", "projector_tokens")
+    found = language.finish(dict.fromkeys(names, np.zeros(1)))
+    assert len(found) == 7
+    assert all(math.isnan(value) for value in found.values())
+
+
 def test_evaluation_sees_no_weight_temperature_or_smoothing(job):
     plain, other = ready(job), ready(job, kd=dict(weight=((0.0, 0.1), (0.5, 0.9)), temperature=((0.0, 4.0),)), lm=dict(smoothing=0.3))
     a, b = (prepare.evaluate(one, plain.state.params, {}, test=False, cache={}) for one in (plain, other))
