@@ -1,13 +1,12 @@
 """A tokenizer by name: a folder, a tokenizer.json, or a name on the Hugging Face hub. Never runs code that came with it."""
 
+import functools
 import json
 import os
-import urllib.error
-import urllib.request
 
 import tokenizers
 
-from jaxdistill import UserError
+from jaxdistill import UserError, hub
 
 END = "<|endoftext|>"
 
@@ -31,7 +30,10 @@ def find(name: str) -> tuple[tokenizers.Tokenizer, str | None, str | None]:
     elif os.path.isabs(path) or name.startswith(".") or name.endswith(".json") or name.count("/") > 1:
         raise UserError("not found; a folder, a tokenizer.json or a hub name is accepted")
     else:
-        fast = _from_hub(name)
+        try:
+            fast = hub.fetch(functools.partial(_auto, name, name))
+        except UserError as error:
+            raise UserError(f"no such folder or file; of the hub: {error}; a local folder is accepted") from None
     backend = getattr(fast, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"a {type(fast).__name__}, not a fast one; one with tokenizer.json is accepted")
@@ -55,30 +57,6 @@ def _marks(folder: str, backend) -> tuple[str | None, str | None]:
     if not marks and backend.token_to_id(END) is not None:
         return END, END
     return marks.get("bos_token"), marks.get("eos_token")
-
-
-def _from_hub(name: str):
-    try:
-        return _auto(name, name, local_files_only=True)  # downloaded before: needs no network
-    except UserError:
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE") or not _reachable(endpoint):
-            raise UserError(
-                f"no such folder or file, not downloaded, and {endpoint} is out of reach (offline); "
-                "a local folder is accepted"
-            ) from None
-    return _auto(name, name)
-
-
-def _reachable(endpoint: str) -> bool:
-    """One quick look: without it, transformers retries for about a minute before it says that there is no network."""
-    try:
-        with urllib.request.urlopen(endpoint, timeout=5):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
 
 
 def _auto(name: str, where: str, **options):

@@ -17,9 +17,9 @@ FAMILIES = {"gpt2": gpt2, "llama": llama}
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A section `model`, `student` or `teacher`. path: a local folder of config.json and safetensors, whose family, sizes
-    and weights are taken; "": a fresh model of `family` and of the sizes. kv_heads: of a Llama (0: heads). dtype: of the
-    computation; parameters that train stay float32."""
+    """A section `model`, `student` or `teacher`. path: a local folder of config.json and safetensors, or a model's name
+    on the hub, whose family, sizes and weights are taken; "": a fresh model of `family` and of the sizes. kv_heads: of a Llama (0:
+    heads). dtype: of the computation; parameters that train stay float32."""
 
     path: str = ""
     family: str = "gpt2"
@@ -98,6 +98,7 @@ def describe(config: ModelConfig, key: str, *, vocab: int, length: int) -> Causa
         raise UserError(f"config key {key}.family: found {config.family!r}; accepted: {', '.join(FAMILIES)}")
     compute = {"dtype": DTYPES[config.dtype], "remat": config.remat}
     if config.path:
+        config = dataclasses.replace(config, path=hf.fetched(config.path, f"{key}.path"))
         family = models.family(config.path)
         sizes = family.config_from_hf(config.path)
         if sizes.vocab < vocab:

@@ -5,6 +5,7 @@ Pickles (`pytorch_model.bin`, `.pt`) are never opened: unpickling runs code of w
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -20,9 +21,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxdistill import UserError
+from jaxdistill import UserError, hub
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_FETCHED = (CONFIG, "*.safetensors", INDEX, "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+            "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")  # of a model on the hub: never a pickle, never code
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
 _KINDS = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint"}  # a header's F32, as numpy says it
@@ -49,6 +52,36 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     part: Any
+
+
+def fetched(path: str, key: str) -> str:
+    """The folder of a model that config key `key` names: `path` itself, or, where nothing is there and it may be a name on the hub
+    (NAME or ORG/NAME), where that model was downloaded to."""
+    if os.path.exists(path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
+        return path
+    try:
+        return hub.fetch(functools.partial(_snapshot, path))
+    except UserError as error:
+        raise UserError(f"config key {key}: found {path!r}, no local folder, and of the hub: {error}; accepted: a folder with {CONFIG} and "
+                        f"{WEIGHTS}, or a model's name on the hub") from None
+
+
+def _snapshot(name: str, *, local_files_only: bool = False) -> str:
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        folder = huggingface_hub.snapshot_download(name, allow_patterns=list(_FETCHED), local_files_only=local_files_only)
+    except RepositoryNotFoundError:
+        raise UserError("it has no such model (or does not show it to everyone)") from None
+    except (OSError, ValueError) as error:
+        raise UserError((str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+    try:
+        read_config(folder)
+        _weight_files(Path(folder))
+    except UserError:  # also where a tokenizer alone was downloaded before
+        raise UserError(f"it has no whole {CONFIG} and safetensors of that name") from None
+    return folder
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:

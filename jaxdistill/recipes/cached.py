@@ -110,7 +110,7 @@ def _read(cache: Cache, path: str, rows: text.TextConfig, kd, temperature: Sched
     corpus = text.load(rows)
     cache.check({"kind": "language"})
     if path and not (Path(path) / STAND_IN).exists():
-        cache.check({"teacher": {"weights": hf.folder_hash(path)}})
+        cache.check({"teacher": {"weights": hf.folder_hash(hf.fetched(path, "teacher.path"))}})
     form, stored, where = cache.made["options"]["format"], cache.made["options"]["temperatures"], f"teacher.cache {cache.folder}"
     for name in (*INSIDE, *(("contrastive",) if form != "hidden" else ())):
         if name in terms:

@@ -15,7 +15,7 @@ from jaxdistill import UserError
 from jaxdistill.data import alignment, text, tokenizer
 from jaxdistill.losses import cross_tokenizer
 from jaxdistill.losses.targets import Mixture
-from jaxdistill.models import causal
+from jaxdistill.models import causal, hf
 from jaxdistill.recipe import Schedule, on_host
 from jaxdistill.recipes import lm
 
@@ -30,13 +30,17 @@ class TeacherConfig(causal.ModelConfig):
     cache: str | tuple = ""
 
     @property
+    def several(self) -> bool:
+        return any(isinstance(found, tuple) and len(found) > 1 for found in (self.path, self.cache))
+
+    @property
     def each(self) -> tuple[causal.ModelConfig, ...]:
         """One teacher a folder, all of the same dtype and remat."""
         paths = self.path if isinstance(self.path, tuple) else (self.path,)
         if not paths or not all(isinstance(path, str) and path for path in paths):
             raise UserError(f"config key teacher.path: found {self.path!r}; accepted: a local folder with config.json and "
-                            "model.safetensors, or a tuple of such folders")
-        return tuple(dataclasses.replace(self, path=path) for path in paths)
+                            "model.safetensors, a model's name on the hub, or a tuple of these")
+        return tuple(dataclasses.replace(self, path=hf.fetched(path, "teacher.path")) for path in paths)
 
 
 @dataclasses.dataclass(frozen=True)

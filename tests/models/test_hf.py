@@ -1,5 +1,6 @@
 """Hugging Face folders: every way in which one can be wrong is one line, and what is accepted is read exactly."""
 
+import fnmatch
 import json
 import pickle
 import shutil
@@ -8,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.numpy import load_file, save_file
 
 from jaxdistill import UserError
-from jaxdistill.models import from_hf, gpt2, hf
+from jaxdistill.models import causal, from_hf, gpt2, hf
 
 CONFIG = gpt2.GPT2Config(vocab=23, length=8, width=16, depth=2, heads=2)
 
@@ -195,3 +197,47 @@ def test_params_hash_sees_values_names_and_dtypes(made):
         jax.tree.map(lambda x: x.astype(jnp.bfloat16), params),
     )
     assert len({want, *map(hf.params_hash, others)}) == 4
+
+
+class TestHub:
+    """A name that is no local path is looked for on the hub."""
+
+    @pytest.fixture
+    def calls(self, made, tmp_path, monkeypatch):
+        """The calls of snapshot_download on a hub that answers, and has `tiny` and `words`, a tokenizer alone."""
+        (tmp_path / "words").mkdir()
+        models, calls = {"tiny": made[2], "words": tmp_path / "words"}, []
+
+        def snapshot_download(name, *, allow_patterns, local_files_only):
+            calls.append((name, local_files_only, allow_patterns))
+            if local_files_only:
+                raise LocalEntryNotFoundError("not in the cache")
+            if name not in models:
+                raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+            return str(models[name])
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setattr("jaxdistill.hub._reachable", lambda endpoint: True)
+        return calls
+
+    def test_it_is_fetched_without_pickles_or_code(self, made, calls):
+        found = causal.describe(causal.ModelConfig(path="tiny"), "student", vocab=23, length=8)
+        assert (found.width, found.facts["weights"]) == (16, hf.folder_hash(made[2]))
+        assert [call[:2] for call in calls] == [("tiny", True), ("tiny", False)]
+        unsafe = ("pytorch_model.bin", "model.pt", "flax_model.msgpack", "modeling.py", "training_args.bin")
+        assert not any(fnmatch.fnmatch(file, pattern) for file in unsafe for pattern in calls[1][2])
+
+    @pytest.mark.parametrize(("name", "offline", "said"), [
+        ("org/none", "0", "it has no such model"), ("words", "0", "it has no whole config.json and safetensors of that name"),
+        ("tiny", "1", r"not downloaded, and https://\S+ is out of reach \(offline\)"),
+    ])
+    def test_what_is_not_there_is_one_line_that_names_the_key(self, calls, name, offline, said, monkeypatch):
+        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+        with pytest.raises(UserError, match=f"^config key student.path: found '{name}', no local folder, and of the hub: {said}.*; acc"):
+            causal.describe(causal.ModelConfig(path=name), "student", vocab=23, length=8)
+
+    @pytest.mark.parametrize("path", ["/no/such", "./none", "../none", "a/b/c", "~/none"])
+    def test_what_can_be_no_name_is_left_as_it_is(self, calls, path):
+        assert hf.fetched(path, "student.path") == path
+        assert not calls
