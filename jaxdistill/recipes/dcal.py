@@ -26,17 +26,27 @@ from jaxdistill.diagnosis import plots, probes
 from jaxdistill.evaluators import classification, retrieval
 from jaxdistill.losses import metric_learning, weighting
 from jaxdistill.losses.classification import cross_entropy
-from jaxdistill.losses.divergences import KINDS, divergence
+from jaxdistill.losses.divergences import ALPHA, BETA, KINDS, divergence
 from jaxdistill.models import classifier
 from jaxdistill.models.dcal import PWCA, Branches
 from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, on_host, probed, while_on
 from jaxdistill.recipes import classifier_teachers
 from jaxdistill.recipes.lm import groups
+from jaxdistill.recipes.options import Needs, note_unused
 
 MODES = {  # -> the branches that are trained
     "sa_only": ("sa",), "sa_glca": ("sa", "glca"), "sa_pwca": ("sa", "pwca"), "full": ("sa", "glca", "pwca"),
     "random_query": ("sa", "glca", "pwca"), "noise_distractor": ("sa", "glca", "pwca"),
 }
+BALANCE = ("dcal.bounds", "dcal.weight_lr")
+NEEDS = (
+    Needs("data.task", ("reid",), ("loss.triplet", "loss.margin", "loss.identities")),
+    Needs("dcal.weighting", ("learned",), BALANCE),
+    Needs("dcal.mode", tuple(mode for mode, trained in MODES.items() if len(trained) > 1), BALANCE),
+    Needs("kd.kind", ("jsd",), ("kd.beta",)),
+    Needs("kd.kind", ("skew_kl", "skew_reverse_kl"), ("kd.alpha",)),
+    Needs("kd.weight", (), tuple(f"teacher.{field.name}" for field in dataclasses.fields(classifier_teachers.TeacherConfig))),
+)
 NOISE_SHARED = 8  # examples that one image of noise distracts; one each would cost as much as a second batch
 
 
@@ -106,13 +116,19 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class KDConfig:
-    """The section `kd`: the distribution of another classifier of the same classes, in `teacher.path`, as a target."""
+    """The section `kd`: the distribution of another classifier of the same classes, in `teacher.path`, as a target. kind, beta (of
+    jsd), alpha (of the skew ones): losses.divergences."""
 
     weight: Any = ((0.0, 0.0),)
     temperature: Any = ((0.0, 1.0),)
     kind: str = "forward_kl"
+    beta: float = BETA
+    alpha: float = ALPHA
 
     def __post_init__(self):
+        for key in ("beta", "alpha"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"config key kd.{key}: found {getattr(self, key)}; accepted: values from 0 to 1")
         if self.kind not in KINDS or self.kind == "topk_kl":
             raise UserError(f"config key kd.kind: found {self.kind!r}; accepted: {', '.join(kind for kind in KINDS if kind != 'topk_kl')}")
 
@@ -138,6 +154,7 @@ def make(config) -> Recipe:
     weights |= {f"{name}_triplet": triplet for name in branches if reid} | ({"prior": one} if learned else {})
     temperature = ramp("kd.temperature", kd.temperature, least=1e-3)
     distils = not weights["kd"].off
+    note_unused(config, NEEDS, dcal=chosen, loss=losses, kd=kd, data=data, teacher=classifier_teachers.TeacherConfig())
 
     try:
         student = classifier.describe(model, "model", image=data.size, channels=data.channels, classes=sets.classes,
@@ -188,7 +205,7 @@ def make(config) -> Recipe:
             seen |= {f"w_{name}": (params["balance"][name], jnp.ones(())) for name in branches}
         theirs = None
         if distils:
-            t, distance = temperature.constant or dials.knobs["temperature"], divergence(kd.kind)
+            t, distance = temperature.constant or dials.knobs["temperature"], divergence(kd.kind, beta=kd.beta, alpha=kd.alpha)
 
             def taught():
                 theirs = teacher.logits(frozen, batch)

@@ -17,8 +17,11 @@ from jaxdistill.data import array_batches, distributions, image_batches, images,
 from jaxdistill.evaluators import calibration, classification, distribution, floors
 from jaxdistill.evaluators.intervals import group_interval
 from jaxdistill.recipe import Evaluator, Recipe, Variables
+from jaxdistill.recipes.options import Needs, note_unused
 
 KINDS = {"images": floors.FITS, "sequences": floors.FITS, "distributions": floors.SOFT_FITS}
+REGRESSIONS = ("logistic", "softmax")
+NEEDS = (Needs("floor.kind", ("nearest",), ("floor.metric",)), Needs("floor.kind", REGRESSIONS, ("floor.strength",)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +42,16 @@ class FloorConfig:
                 raise UserError(f"config key floor.{key}: found {getattr(self, key)!r}; accepted: {' | '.join(accepted)}")
         if not 0 <= self.strength < float("inf"):
             raise UserError(f"config key floor.strength: found {self.strength}; accepted: 0 (the kind's own) or more")
-        if self.strength and self.kind not in ("logistic", "softmax"):
-            raise UserError(f"config key floor.strength: found {self.strength}; accepted: 0 with floor.kind {self.kind!r}")
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> floors.Predict:
         options = {"metric": self.metric} if self.kind == "nearest" else {}
-        return KINDS[self.data][self.kind](x, y, **options, **({"strength": self.strength} if self.strength else {}))
+        options |= {"strength": self.strength} if self.strength and self.kind in REGRESSIONS else {}
+        return KINDS[self.data][self.kind](x, y, **options)
 
 
 def make(config) -> Recipe:
     chosen, steps = config.floor.build(FloorConfig), config.train.steps
+    note_unused(config, NEEDS, floor=chosen)
     if steps:
         raise UserError(f"config key train.steps: found {steps}; accepted: 0, as the recipe floors has nothing to train")
     build = _images if chosen.data == "images" else _tables

@@ -30,10 +30,12 @@ from jaxdistill.models import readout as models
 from jaxdistill.models import reservoir as reservoirs
 from jaxdistill.models.kaf import KAFConfig
 from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, on_host, probed
+from jaxdistill.recipes.options import Needs, note_unused
 from jaxdistill.recipes.reactions import Reaction, together
 
 logger = logging.getLogger(__name__)
 METRIC = "validation/nll"  # of the plateau
+NEEDS = (Needs("loss.weights", ("effective",), ("loss.beta",)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +77,6 @@ class LossConfig:
                 refuse(key, "0 or more")
         if self.weights not in WEIGHTS:
             refuse("weights", ", ".join(WEIGHTS))
-        if self.beta != LossConfig.beta and self.weights != "effective":
-            refuse("beta", f"{LossConfig.beta} with loss.weights {self.weights!r}, which does not use it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +120,7 @@ def make(config) -> Recipe:
     learned = readout.activation == "kaf"
     kaf = config.section("kaf").build(PenalisedKAFConfig) if learned else PenalisedKAFConfig(penalty=0.0)
     losses, slow = config.section("loss").build(LossConfig), config.section("plateau").build(PlateauConfig)
+    note_unused(config, NEEDS, loss=losses)
     batch, decay, seed = config.train.batch, config.optimizer.weight_decay, config.seed
     train, classes, width = sets.splits["train"], len(sets.classes), sets.width
     if slow.patience and "validation" not in sets.splits:

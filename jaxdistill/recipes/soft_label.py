@@ -26,7 +26,8 @@ from jaxdistill.evaluators import calibration, distribution
 from jaxdistill.losses import classification, regularisation
 from jaxdistill.models import graph_transformer, mlp
 from jaxdistill.recipe import Aux, Evaluator, Group, Recipe, Schedule, Term, Variables, on_host, probed
-from jaxdistill.recipes.soft_options import SoftConfig
+from jaxdistill.recipes.options import note_unused
+from jaxdistill.recipes.soft_options import NEEDS, SoftConfig
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ MODELS = {  # kind -> (module, its config, rules, arrays of a batch that are sca
 
 def make(config) -> Recipe:
     soft, data, seed = config.soft.build(SoftConfig), config.data.build(distributions.DistributionConfig), config.seed
+    note_unused(config, NEEDS, soft=soft)
     batch, decay, kind = config.train.batch, config.optimizer.weight_decay, config.model.kind
     sets = distributions.load(data, seed)
     train, classes, graph = sets.splits["train"], len(sets.classes), bool(sets.neighbours)

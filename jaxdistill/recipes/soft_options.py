@@ -14,12 +14,15 @@ import numpy as np
 
 from jaxdistill import UserError
 from jaxdistill.losses import classification, regularisation
+from jaxdistill.recipes.options import Needs
 
 logger = logging.getLogger(__name__)
 
-NEEDS = {  # option -> what it is silently without effect of
-    "entropy_floor": "entropy_weight", "entropy_kind": "entropy_weight", "margin": "margin_weight", "beta": "class_weights",
-}  # fmt: skip
+NEEDS = (
+    Needs("soft.entropy_weight", (), ("soft.entropy_floor", "soft.entropy_kind")),
+    Needs("soft.margin_weight", (), ("soft.margin",)),
+    Needs("soft.class_weights", ("effective",), ("soft.beta",)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +61,6 @@ class SoftConfig:
         for key in ("temperature", "temperature_inference"):
             if not getattr(self, key):
                 self.refuse(key, "more than 0")
-        for key, switch in NEEDS.items():
-            off = self.class_weights != "effective" if key == "beta" else not getattr(self, switch)
-            if off and getattr(self, key) != getattr(SoftConfig, key):
-                self.refuse(key, f"{getattr(SoftConfig, key)!r} with soft.{switch} {getattr(self, switch)!r}, which does not use it")
         if self.entropy_weight and not self.entropy_floor:
             self.refuse("entropy_weight", "0, or a soft.entropy_floor above 0")
         if self.logit_norm and (self.norm_cap or {self.temperature, self.temperature_inference} != {1.0}):

@@ -33,8 +33,18 @@ from jaxdistill.models import causal, matching, projector
 from jaxdistill.recipe import Aux, Evaluator, Recipe, Rest, Schedule, Term, Variables, on_host, while_on
 from jaxdistill.recipes import on_policy, reactions, storing, teachers
 from jaxdistill.recipes.lm import LMConfig, groups, next_token, share, told
+from jaxdistill.recipes.options import Needs, note_unused
 
 MODES = ("logits", "projector", "alm", "uld")
+NEEDS = (
+    Needs("kd.kind", ("jsd",), ("kd.beta",)),
+    Needs("kd.kind", ("skew_kl", "skew_reverse_kl"), ("kd.alpha",)),
+    Needs("kd.kind", ("topk_kl",), ("kd.top_k",)),
+    Needs("kd.mode", ("logits", "projector"), ("kd.kind", "kd.temperature", "kd.beta", "kd.alpha", "kd.top_k")),
+    Needs("kd.mode", ("alm",), ("kd.tau",)),
+    Needs("kd.mode", ("projector",), tuple(f"projector.{field.name}" for field in dataclasses.fields(projector.ProjectorConfig))),
+    Needs("on_policy.fraction", (), ("on_policy.prompt", "on_policy.temperature", "on_policy.top_p")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +103,9 @@ def make(config) -> Recipe:
     corpus, at_places = teacher.corpus, teacher.at_places
     written = config.section("on_policy").build(on_policy.OnPolicyConfig)
     sampler = on_policy.sampler(written, student, teacher, steps=steps, length=rows.length, mode=kd.mode, kd_weight=kd_weight)
+    note_unused(config, NEEDS, kd=kd, projector=project, on_policy=written)
+    if not config.teacher.build(teachers.TeacherConfig).several:
+        config.leave("kd.mixture", KDConfig.mixture, "with one teacher, which does not use it (several in teacher.path do)")
     if "contrastive" in on and batch_size < 8:
         raise UserError(f"config key train.batch: found {batch_size} with a contrastive term; accepted: 8 examples or more")
     into_student = projector.Projector(student.width, project.kind, project.init, student.dtype)

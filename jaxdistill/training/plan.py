@@ -32,8 +32,8 @@ JOB_KEYS = ("seeds", "runs", "run", "cache", "mesh", "headline")  # of the job, 
 class Watched:
     """A read-only view of a config that remembers which keys were read. Missing keys are one clear error."""
 
-    def __init__(self, values: dict, origin: dict, read: set, path: str = ""):
-        self._values, self._origin, self._read, self._path = values, origin, read, path
+    def __init__(self, values: dict, origin: dict, read: set, path: str = "", idle: dict | None = None):
+        self._values, self._origin, self._read, self._path, self._idle = values, origin, read, path, {} if idle is None else idle
 
     def __getitem__(self, name: str) -> Any:
         where = f"{self._path}{name}"
@@ -41,7 +41,7 @@ class Watched:
             raise UserError(f"config key {where}: missing; accepted here: {', '.join(sorted(self._values))}")
         value = self._values[name]
         if isinstance(value, dict):
-            return Watched(value, self._origin, self._read, f"{where}.")
+            return Watched(value, self._origin, self._read, f"{where}.", self._idle)
         self._read.add(self._origin.get(where, where))
         return value
 
@@ -55,10 +55,17 @@ class Watched:
 
     def section(self, name: str) -> "Watched":
         """A section that a config may leave out: it is then empty, and every key of it at its default."""
-        return self[name] if name in self else Watched({}, self._origin, self._read, f"{self._path}{name}.")
+        return self[name] if name in self else Watched({}, self._origin, self._read, f"{self._path}{name}.", self._idle)
 
     def keys(self):
         return self._values.keys()  # with __getitem__, this makes **section work
+
+    def leave(self, key: str, default: Any, why: str) -> None:
+        """Nothing of this run uses `key`, though it is one of its recipe's: as if it had not been read. Where no run of a job uses it,
+        any other value than `default` is an error, which ends with `why`."""
+        where = self._origin.get(f"{self._path}{key}", f"{self._path}{key}")
+        self._read.discard(where)
+        self._idle[where] = default, why
 
     def build(self, kind: type) -> Any:
         """This section as a dataclass `kind`: every field must be a key and every key a field, of its type."""
@@ -97,7 +104,7 @@ def check_defaults(values: dict, keys, origin: dict | None = None) -> None:
 @dataclasses.dataclass
 class Run:
     """One run of a job: `values` is its effective config as a nested dict, `origin` maps each of its keys to the
-    key the user would change."""
+    key the user would change. idle: of what it knows and does not use, the default and why (Watched.leave)."""
 
     name: str
     seed: int
@@ -105,6 +112,7 @@ class Run:
     values: dict
     origin: dict
     read: set
+    idle: dict = dataclasses.field(default_factory=dict)
     filled: dict = dataclasses.field(default_factory=dict)  # key -> the earlier run whose folder it was given
 
     @property
@@ -113,7 +121,7 @@ class Run:
 
     @property
     def config(self) -> Watched:
-        return Watched(self.values, self.origin, self.read)
+        return Watched(self.values, self.origin, self.read, idle=self.idle)
 
     def get(self, key: str) -> Any:
         node = self.values
@@ -209,7 +217,7 @@ def _effective(config: dict, name: str, seed: int) -> list[Run]:
     if taken := [one for one in names if one != name and one in config["run"]]:
         raise UserError(f"config key run.{taken[0]}: found beside {len(folders)} folders in {spec['fills']}, of which {name} would "
                         "measure one by that name; accepted: another name")
-    runs = [dataclasses.replace(run, name=one, values=_merge(values, {}), read=set()) for one in names]
+    runs = [dataclasses.replace(run, name=one, values=_merge(values, {}), read=set(), idle={}) for one in names]
     for one, folder in zip(runs, folders, strict=True):
         one.set(spec["given"], folder)
         one.set("train.steps", 0)
@@ -238,12 +246,19 @@ def _merge(base: dict, over: dict, path: str = "") -> dict:
     return merged
 
 
-def unread(config: Any, runs: list[Run]) -> list[str]:
-    """Keys of the config that no run read."""
+def unread(config: Any, runs: list[Run]) -> None:
+    """A key of the config that no run read is an error, but for one that some know, at its default."""
     config = as_dict(config)
     known = {f"run.{name}.{key}" for name in config["run"] for key in RUN_KEYS} | set(JOB_KEYS)
-    read = set().union(*(run.read for run in runs))
-    return sorted(key for key in leaves(config) if key not in read and key not in known)
+    read, idle = set().union(*(run.read for run in runs)), {key: told for run in runs for key, told in run.idle.items()}
+    found = {key: value for key, value in sorted(leaves(config).items()) if key not in read and key not in known}
+    for key, value in found.items():
+        default, why = idle.get(key, (value, ""))
+        if value != default:
+            raise UserError(f"config key {key}: found {value!r}; accepted: {default!r} {why}")
+    if unknown := [key for key in found if key not in idle]:
+        raise UserError(f"config key {unknown[0]}: nothing reads it" + (f" (nor {', '.join(unknown[1:])})" if unknown[1:] else "")
+                        + "; accepted: keys that a run of this config uses")
 
 
 def identity(run: Run, facts: dict) -> dict:

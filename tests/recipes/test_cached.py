@@ -285,7 +285,7 @@ def test_a_damaged_shard_is_one_line(damage, said, job, caches, tmp_path, capsys
 
 
 @pytest.mark.parametrize(("options", "changes", "said"), [
-    (Options("topk"), dict(kd=dict(mode="alm")), "--format: found 'topk' with kd.mode 'alm'"),
+    (Options("topk"), dict(kd=dict(mode="alm", temperature=((0.0, 1.0),))), "--format: found 'topk' with kd.mode 'alm'"),
     (Options("topk"), dict(kd=dict(temperature=((0.0, 2.0), (1.0, 1.0)))), "config key kd.temperature: found (2.0, 1.0)"),
     (Options("sampled", temperatures=(1.0, 2.0)), {}, "--temperatures: found (1.0, 2.0)"),
     (Options("logits"), {}, "--format: found 'logits' with a language model"),

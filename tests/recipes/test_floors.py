@@ -133,7 +133,8 @@ def test_floors_of_distributions(tmp_path):
         (dict(floor=dict(data="sounds")), r"floor.data: found 'sounds'; accepted: images \| sequences \| distributions"),
         (dict(floor=dict(data="distributions")), r"floor.kind: found 'logistic'; accepted: constant \| nearest \| softmax"),
         (dict(floor=dict(strength=-1.0)), r"floor.strength: found -1.0"),
-        (dict(floor=dict(kind="nearest", strength=0.1)), r"floor.strength: found 0.1; accepted: 0 with floor.kind 'nearest'"),
+        (dict(floor=dict(kind="nearest", strength=0.1)), r"floor.strength: found 0.1; accepted: 0.0 with floor.kind 'nearest'"),
+        (dict(floor=dict(metric="euclidean")), r"floor.metric: found 'euclidean'; accepted: 'cosine' with floor.kind 'logistic'"),
         (dict(data=dict(task="reid")), r"data.task: found 'reid'"),
     ],
 )

@@ -332,7 +332,6 @@ def test_a_variant_builds(variant, tmp_path):
     (dict(loss=dict(smoothing=1.0)), "config key loss.smoothing: found 1.0; accepted: 0 or more, and below 1"),
     (dict(loss=dict(gamma=-1.0)), "config key loss.gamma: found -1.0; accepted: 0 or more"),
     (dict(loss=dict(weights="balanced")), "config key loss.weights: found 'balanced'; accepted: none, inverse, effective"),
-    (dict(loss=dict(beta=0.9)), "config key loss.beta: found 0.9; accepted: 0.999 with loss.weights 'none', which does not use it"),
     (dict(plateau=dict(patience=-1)), "config key plateau.patience: found -1; accepted: 0 (never) or more"),
     (dict(plateau=dict(factor=1.0)), "config key plateau.factor: found 1.0; accepted: a share, above 0 and below 1"),
     (dict(plateau=dict(patience=2), data=DATA | dict(validation=0.0)),
@@ -348,6 +347,12 @@ def test_a_config_that_is_refused(changes, said):
     with pytest.raises(UserError) as stop:
         built(**changes)
     assert str(stop.value) == said
+
+
+def test_a_beta_without_weights_that_use_it_is_an_error(tmp_path):
+    said = r"config key loss.beta: found 0.9; accepted: 0.999 with loss.weights 'none', which does not use it \('effective' does\)"
+    with pytest.raises(UserError, match=said):
+        loop.check(config(loss=dict(beta=0.9)), tmp_path)
 
 
 def test_a_kaf_section_without_a_kaf_is_an_error(tmp_path):

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from jaxdistill import UserError
 from jaxdistill.models import gpt2
 from jaxdistill.recipe import Variables
-from jaxdistill.training import loop, optim
+from jaxdistill.training import loop, optim, plan
 from jaxdistill.training.metrics import record
 from tests.invariants.checks import QUICK, values
 from tests.recipes.conftest import build, config, ready
@@ -168,6 +168,7 @@ class TestCalibration:
     (dict(projector=dict(kind="cubic")), "projector.kind: found 'cubic'; accepted: linear, mlp"),
     (dict(projector=dict(init="zeros")), "projector.init: found 'zeros'; accepted: "),
     (dict(kd=dict(mode="projector"), projector=dict(weight=0.0)), "projector.weight: found 0.0; accepted: a number above 0"),
+    (dict(projector=dict(ridge=0.0)), "projector.ridge: found 0.0; accepted: a number above 0"),
     (dict(projector=dict(calibration=0)), "projector.calibration: found 0; accepted: 1 or more"),
     (dict(hidden=dict(distance="l1")), "hidden.distance: found 'l1'; accepted: rms, cosine"),
     (dict(hidden=dict(projector="deep")), "hidden.projector: found 'deep'; accepted: linear, mlp"),
@@ -187,6 +188,50 @@ def test_a_bad_value_is_one_line_that_names_its_key(job, change, said):
         build(job, **change)
     assert str(caught.value).startswith(f"config key {said}")
     assert "\n" not in str(caught.value)
+
+
+INERT = [
+    (dict(kd=dict(mode="uld", kind="jsd")), "kd.kind: found 'jsd'; accepted: 'forward_kl' with kd.mode 'uld'"),
+    (dict(kd=dict(mode="alm", temperature=((0.0, 4.0),))), "kd.temperature: found ((0.0, 4.0),); accepted: ((0.0, 1.0),) with kd.mode"),
+    (dict(kd=dict(beta=0.9)), "kd.beta: found 0.9; accepted: 0.5 with kd.kind 'forward_kl', which does not use it ('jsd' does)"),
+    (dict(kd=dict(kind="jsd", alpha=0.9)), "kd.alpha: found 0.9; accepted: 0.1 with kd.kind 'jsd'"),
+    (dict(kd=dict(top_k=3)), "kd.top_k: found 3; accepted: 64 with kd.kind 'forward_kl'"),
+    (dict(kd=dict(tau=5.0)), "kd.tau: found 5.0; accepted: 100.0 with kd.mode 'logits', which does not use it ('alm' does)"),
+    (dict(kd=dict(mixture="logits")), "kd.mixture: found 'logits'; accepted: 'probabilities' with one teacher, which does not use it"),
+    (dict(projector=dict(init="normal")), "projector.init: found 'normal'; accepted: 'lstsq' with kd.mode 'logits'"),
+    (dict(projector=dict(lr_mult=9.0)), "projector.lr_mult: found 9.0; accepted: 5.0 with kd.mode 'logits'"),
+    (dict(on_policy=dict(prompt=3)), "on_policy.prompt: found 3; accepted: 32 with on_policy.fraction ((0.0, 0.0),)"),
+]
+
+
+class TestInertOptions:
+    """What no run of a job uses has no other value than the default."""
+
+    @pytest.fixture
+    def inert(self, job):
+        c = config(job)
+        c.kd.temperature = ((0.0, 1.0),)
+        return c
+
+    @pytest.mark.parametrize(("change", "said"), INERT, ids=[said.split(":")[0] for _, said in INERT])
+    def test_it_is_one_line_that_names_what_uses_it(self, inert, change, said, tmp_path):
+        inert.update(change)
+        with pytest.raises(UserError) as caught:
+            loop.check(inert, tmp_path)
+        assert str(caught.value).startswith(f"config key {said}")
+        assert "\n" not in str(caught.value)
+
+    def test_one_run_that_uses_it_is_enough_and_a_term_that_is_off_is_no_reason(self, inert, tmp_path):
+        inert.update(dict(kd=dict(kind="jsd", beta=0.9, tau=5.0), on_policy=dict(prompt=4)))
+        inert.run = dict(
+            ce_only=dict(recipe="student_aware", kd=OFF), alm=dict(recipe="student_aware", kd=dict(mode="alm")),
+            gkd=dict(recipe="student_aware", on_policy=dict(fraction=((0.0, 0.5),))),
+        )
+        inert.runs, inert.headline = ("ce_only", "alm", "gkd"), ""
+        built = {one.run.name: one for one in loop.check(inert, tmp_path)}
+        read = lambda name: plan.identity(built[name].run, {})["config"].keys() & {"kd.beta", "kd.kind", "kd.tau"}  # noqa: E731
+        assert {name: read(name) for name in built} == {
+            "ce_only": {"kd.beta", "kd.kind"}, "alm": {"kd.tau"}, "gkd": {"kd.beta", "kd.kind"}}
 
 
 class TestOtherTokenizer:
