@@ -34,8 +34,23 @@ def get_config():
         weight=((0.0, 1.0),),      # beside the cross-entropy, whose weight is 1
         temperature=((0.0, 2.0),),
         kind="forward_kl",         # forward_kl | reverse_kl | jsd | skew_kl | skew_reverse_kl | total_variation
+        beta=0.5, alpha=0.1,       # of jsd, of the skew ones
     ))
     config.teacher = ConfigDict(dict(path="", dtype="float32", cache=""))  # cache: of python -m jaxdistill.cache, read in its place
+    # The other options, at their defaults: data/images.py, models/classifier.py and recipes/dcal.py say what each does.
+    config.data.update(dict(
+        task="", resize=(0, 0), test=0.2, corrupt=0, workers=0, flip=False, resized_crop=0.0, jitter=0.0, erasing=0.0,
+        erasing_fill="pixels", group="", test_groups=(), camera="", seed=0,
+    ))
+    config.model.update(dict(preset="tiny", drop_path=0.0, dtype="float32", remat=False, mean=(), std=()))
+    config.dcal.update(dict(
+        queries=0.1, cls_query=True, readout="mean", attach=0, pwca_head="shared", weighting="learned", bounds=(), weight_lr=1.0,
+        figures=0, rerank=False,
+    ))
+    config.loss.update(dict(triplet=((0.0, 1.0),), margin=0.3, identities=16))
+    config.teacher.update(dict(
+        preset="tiny", patch=0, width=0, depth=0, heads=0, drop_path=0.0, remat=False, mean=(), std=(), head="new",
+    ))
     config.optimizer.weight_decay = 0.05
     config.train.update(dict(steps=1000, batch=32, lr=4e-3, eval_every=500, checkpoint_every=500, log_every=10))
 

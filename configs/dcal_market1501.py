@@ -49,6 +49,18 @@ def get_config(variant: str = ""):
     ))
     config.dcal = ConfigDict(dict(readout="mean", queries=0.3, figures=8, rerank=False))
     config.loss = ConfigDict(dict(smoothing=0.0, triplet=((0.0, 1.0),), margin=0.3, identities=IDENTITIES))
+    # The other options, at their defaults: data/images.py, models/classifier.py and recipes/dcal.py say what each does.
+    config.data.update(dict(
+        task="", resize=(0, 0), classes=0, test=0.2, rotate=0.0, zoom=0.0, shear=0.0, resized_crop=0.0, jitter=0.0, group="",
+        test_groups=(), camera="", per_class=100, test_per_class=20, test_families=(), seed=0,
+    ))
+    config.model.update(dict(patch=0, width=0, depth=0, heads=0, head="new"))
+    config.dcal.update(dict(cls_query=True, attach=0, pwca_head="shared", weighting="learned", bounds=(), weight_lr=1.0))
+    config.kd = ConfigDict(dict(weight=((0.0, 0.0),), temperature=((0.0, 1.0),), kind="forward_kl", beta=0.5, alpha=0.1))
+    config.teacher = ConfigDict(dict(
+        path="", preset="tiny", patch=0, width=0, depth=0, heads=0, drop_path=0.0, dtype="float32", remat=False, mean=(), std=(),
+        head="new", cache="",
+    ))
     config.optimizer.update(dict(name="sgd", momentum=0.9, weight_decay=1e-4, decay="coupled", clip=0.0))
     batch = IDENTITIES * IMAGES
     steps = EPOCHS * TRAINING_IMAGES[variant] // batch

@@ -36,6 +36,21 @@ def get_config(variant: str = ""):
     config.dcal = ConfigDict(dict(queries=0.25, figures=6))
     config.loss = ConfigDict(dict(smoothing=0.0))
     config.kd = ConfigDict(dict(weight=((0.0, 0.0),)))
+    # The other options, at their defaults: data/images.py, models/classifier.py and recipes/dcal.py say what each does.
+    config.data.update(dict(
+        task="", resize=(0, 0), classes=0, test=0.2, corrupt=0, workers=0, flip=False, resized_crop=0.0, jitter=0.0, erasing=0.0,
+        erasing_fill="pixels", camera="", per_class=100, test_per_class=20, test_families=(), seed=0,
+    ))
+    config.model.update(dict(drop_path=0.0, dtype="float32", remat=False, head="new"))
+    config.dcal.update(dict(
+        cls_query=True, readout="mean", attach=0, pwca_head="shared", weighting="learned", bounds=(), weight_lr=1.0, rerank=False,
+    ))
+    config.loss.update(dict(triplet=((0.0, 1.0),), margin=0.3, identities=16))
+    config.kd.update(dict(temperature=((0.0, 1.0),), kind="forward_kl", beta=0.5, alpha=0.1))
+    config.teacher = ConfigDict(dict(
+        path="", preset="tiny", patch=0, width=0, depth=0, heads=0, drop_path=0.0, dtype="float32", remat=False, mean=(), std=(),
+        head="new", cache="",
+    ))
     config.optimizer.update(dict(weight_decay=0.05, b2=0.98))
     config.train.update(dict(steps=3700, batch=32, lr=4e-3, eval_every=500, checkpoint_every=500, log_every=20))
     config.runs = ("sa_only", "full")

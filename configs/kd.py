@@ -41,10 +41,11 @@ def get_config(variant: str = ""):
         eval_tokens=16_384,      # of validation and of test; 0: everything
         train_path="",           # a file of jaxdistill.generate: the student trains on it, in place of the training split
     ))
-    config.student = ConfigDict(dict(path="", width=96, depth=2, heads=4, dtype="float32", remat=False))
-    model = dict(width=160, depth=3, heads=4, dtype="float32", remat=False)
+    family = dict(family="gpt2", kv_heads=0)  # gpt2 | llama, with fewer heads of keys and values than kv_heads 0
+    config.student = ConfigDict(dict(path="", width=96, depth=2, heads=4, dtype="float32", remat=False, **family))
+    model = dict(width=160, depth=3, heads=4, dtype="float32", remat=False, **family)
     config.teacher = ConfigDict(dict(
-        path=FieldReference("", field_type=object),   # "": the one trained here; a folder, or a tuple of several
+        path=FieldReference("", field_type=object),   # "": the one trained here; a folder, a name on the hub, or a tuple of several
         cache=FieldReference("", field_type=object),  # of python -m jaxdistill.cache, read in its place; or a tuple, of several
         **model,
     ))

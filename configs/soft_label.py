@@ -41,10 +41,12 @@ def get_config(variant: str = ""):
         withheld=0.5,                # share of the services that the map does not show
         surveyed=0.5,                # share of the addresses whose visits their neighbours know
         validation=0.1, test=0.2, folds=0, fold=0, seed=0,
+        # The other options, at their defaults: data/distributions.py says what each does.
+        validation_fold=0, tolerance=1e-3, target=(), features=(), group="", inputs="", drop_single=False, reject=(), jitter=20.0,
     ))
     config.model = ConfigDict(dict(  # model.kind is each run's own
-        mlp=dict(hidden=(64, 64), norm="none", dropout=0.0),
-        graph=dict(width=64, depth=2, heads=4, dropout=0.1),
+        mlp=dict(hidden=(64, 64), norm="none", dropout=0.0, input_dropout=0.0, dtype="float32"),
+        graph=dict(width=64, depth=2, heads=4, inner=2, dropout=0.1, dtype="float32"),
     ))
     config.soft = ConfigDict(dict(   # every remedy off; recipes/soft_options.py says what each does
         smoothing=0.0, temperature=1.0, temperature_inference=1.0, norm_cap=0.0, logit_norm=0.0,
@@ -64,8 +66,8 @@ def get_config(variant: str = ""):
     config.runs = ("constant", "one_nn", "softmax", "mlp")
     if variant == "ldl":
         config.headline, config.seeds = "mlp", tuple(range(10))
-        config.data = ConfigDict(dict(source="mat", path="", validation=0.1, folds=10, fold=-1, seed=0))
-        config.model = ConfigDict(dict(mlp=dict(hidden=(256,), norm="layer", dropout=0.5)))
+        config.data.update(dict(source="mat", folds=10, fold=-1))
+        config.model = ConfigDict(dict(mlp=dict(hidden=(256,), norm="layer", dropout=0.5, input_dropout=0.0, dtype="float32")))
         config.soft.figures = False
         config.optimizer.weight_decay = 1.0
         config.train.update(dict(steps=1000, lr=5e-3, eval_every=100, checkpoint_every=1000))

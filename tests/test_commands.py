@@ -1,5 +1,7 @@
 """The commands as people meet them: what they print, what they leave, and from where they may be called."""
 
+import dataclasses
+import importlib
 import json
 import re
 import shutil
@@ -18,8 +20,22 @@ from ml_collections import ConfigDict
 from configs import kd, kd_gpt2
 from jaxdistill import export, report
 from jaxdistill.data import tokenizer
+from jaxdistill.data.distributions import DistributionConfig
+from jaxdistill.data.images import ImageConfig
+from jaxdistill.data.sequences import SequenceConfig
+from jaxdistill.data.text import TextConfig
 from jaxdistill.diagnosis import headline
-from jaxdistill.models import gpt2
+from jaxdistill.models import causal, classifier, gpt2, matching
+from jaxdistill.models.graph_transformer import GraphConfig
+from jaxdistill.models.mlp import MLPConfig
+from jaxdistill.models.projector import ProjectorConfig
+from jaxdistill.models.readout import ReadoutConfig
+from jaxdistill.models.reservoir import ReservoirConfig
+from jaxdistill.recipes import classifier_teachers, dcal, reservoir, student_aware, teachers
+from jaxdistill.recipes.lm import LMConfig
+from jaxdistill.recipes.on_policy import OnPolicyConfig
+from jaxdistill.recipes.reactions import ReactConfig
+from jaxdistill.recipes.soft_options import SoftConfig
 from jaxdistill.training import loop, plan, preflight
 
 ROOT = Path(__file__).parents[1]
@@ -216,6 +232,35 @@ def test_every_shipped_config_builds(module, variant, folder, tmp_path):
     built = loop.check(set_keys(config, keys), tmp_path)
     assert [one.run.name for one in built] == list(config.runs)
     assert len(plan.expand(config)) == len(config.runs) * len(config.seeds) - (len(config.seeds) - 1)  # the teacher runs once
+
+
+LANGUAGE = {
+    "data": TextConfig, "student": causal.ModelConfig, "teacher": teachers.TeacherConfig, "lm": LMConfig, "kd": student_aware.KDConfig,
+    "on_policy": OnPolicyConfig, "projector": ProjectorConfig, "react": ReactConfig, **matching.CONFIGS,
+}
+IMAGES = {
+    "data": ImageConfig, "model": classifier.ModelConfig, "dcal": dcal.DCALConfig, "loss": dcal.LossConfig, "kd": dcal.KDConfig,
+    "teacher": classifier_teachers.TeacherConfig,
+}
+SEQUENCES = {
+    "data": SequenceConfig, "reservoir": ReservoirConfig, "readout": ReadoutConfig, "kaf": reservoir.PenalisedKAFConfig,
+    "loss": reservoir.LossConfig, "plateau": reservoir.PlateauConfig,
+}
+DISTRIBUTIONS = {"data": DistributionConfig, "soft": SoftConfig, "model.mlp": MLPConfig, "model.graph": GraphConfig}
+
+
+@pytest.mark.parametrize(("name", "recipe", "sections"), [
+    ("kd", "student_aware", LANGUAGE), ("kd_gpt2", "student_aware", LANGUAGE), ("dcal", "dcal", IMAGES), ("dcal_cub", "dcal", IMAGES),
+    ("dcal_distill", "dcal", IMAGES), ("dcal_market1501", "dcal", IMAGES), ("dcal_omniglot", "dcal", IMAGES),
+    ("reservoir", "reservoir", SEQUENCES), ("soft_label", "soft_label", DISTRIBUTIONS),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_every_option_of_a_recipe_is_a_key_of_its_config(name, recipe, sections):
+    """So that the command line reaches it; or it is a key of each of the runs, which set it for themselves."""
+    config = importlib.import_module(f"configs.{name}").get_config().to_dict()
+    keys = plan.leaves(config).keys()
+    runs = [f"run.{run}." for run, spec in config["run"].items() if spec["recipe"] == recipe]
+    options = [f"{section}.{field.name}" for section, kind in sections.items() for field in dataclasses.fields(kind)]
+    assert [key for key in options if key not in keys and not all(run + key in keys for run in runs)] == []
 
 
 def test_the_tests_know_every_shipped_config():

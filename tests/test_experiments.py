@@ -34,7 +34,7 @@ def drawings(tmp_path_factory):
 def test_every_run_builds(config, letters, drawings, tmp_path):
     with config.unlocked():
         config.update_from_flattened_dict(SMALL | (LETTERS if letters else drawings))
-        if "identities" in config.loss:
+        if config.data.task == "reid":
             config.loss.identities = 4  # of the 8 characters
     built = loop.check(config, tmp_path)
     assert {one.run.name for one in built} >= set(config.runs)

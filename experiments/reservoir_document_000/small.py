@@ -36,7 +36,7 @@ def cnn():
     config.data.update(dict(classes=50, validation=0.0))
     config.train.update(dict(lr=1e-3, steps=2500))  # as in dcal_ablation
     config.run, config.runs = dict(cnn=dict(recipe="experiments.dcal_ablation.cnn")), ("cnn",)
-    for section in ("model", "dcal", "loss", "kd"):
+    for section in ("model", "dcal", "loss", "kd", "teacher"):
         del config[section]
     return config
 

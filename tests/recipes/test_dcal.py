@@ -361,3 +361,21 @@ def test_a_teacher_of_other_classes_is_one_line(job, tmp_path):
         ready("sa_only", kd=KD, teacher=dict(path=str(folder)), dry=True)
     with pytest.raises(UserError, match="^config key teacher.path: found 6 classes in .*; accepted: the data's 5$"):
         ready("sa_only", kd=KD, teacher=dict(path=str(job[0] / "runs/sa_only-0/export")), data=dict(classes=5), dry=True)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (dict(loss=dict(margin=0.5)), "loss.margin: found 0.5; accepted: 0.3 with data.task 'classification', which does not use it ('reid'"),
+    (dict(loss=dict(identities=4)), "loss.identities: found 4; accepted: 16 with data.task 'classification'"),
+    (dict(dcal=dict(bounds=(-2, 2))), "dcal.bounds: found (-2, 2); accepted: () with dcal.mode 'sa_only'"),
+    (dict(dcal=dict(weight_lr=9.0)), "dcal.weight_lr: found 9.0; accepted: 1.0 with dcal.mode 'sa_only'"),
+    (dict(kd=dict(beta=0.9)), "kd.beta: found 0.9; accepted: 0.5 with kd.kind 'forward_kl'"),
+    (dict(teacher=dict(path="x")), "teacher.path: found 'x'; accepted: '' with kd.weight ((0.0, 0.0),)"),
+], ids=lambda value: value.split(":")[0] if isinstance(value, str) else "")
+def test_an_option_that_no_run_uses(change, said, tmp_path):
+    with pytest.raises(UserError, match=re.escape(f"config key {said}")):
+        loop.check(config("sa_only", **change), tmp_path)
+
+
+def test_an_option_that_one_run_uses(tmp_path):
+    changed = config("sa_only", "full", dcal=dict(queries=0.5, bounds=(-2, 2), weight_lr=9.0), teacher=dict(path="", cache=""))
+    assert len(loop.check(changed, tmp_path)) == 2

@@ -203,7 +203,7 @@ def test_cub_from_a_backbone(backbones, tmp_path):
     data = write_cub(tmp_path / "cub")
     kept = {}
     for name in ("folder", "vit.npz"):
-        change = {"data.path": str(data), "model.path": str(backbones / name), "train.steps": 0}
+        change = {"data.path": str(data), "model.path": str(backbones / name), "train.steps": 0, "dcal.weight_lr": 1.0}
         config = changed(only(dcal_cub.get_config(), "sa_only"), SMALL, FILES, STORED, change)
         loop.run(config, tmp_path / name, quiet=True)
         kept[name] = load_file(tmp_path / name / "runs/sa_only-0/export/model.safetensors")
@@ -213,7 +213,7 @@ def test_cub_from_a_backbone(backbones, tmp_path):
         assert new == {"classifier.weight", "classifier.bias", "vit.embeddings.position_embeddings"}, name
         assert tensors["classifier.weight"].shape == (2, 24)
         assert tensors["vit.embeddings.position_embeddings"].shape == (1, 5, 24)
-    change |= {"train.steps": 2, "dcal.figures": 2}
+    change |= {"train.steps": 2, "dcal.figures": 2, "dcal.weight_lr": 50.0}
     row = loop.run(changed(only(dcal_cub.get_config(), "full"), SMALL, FILES, STORED, change), tmp_path / "full", quiet=True)["rows"][0]
     assert row["skipped"] == 0
     assert (tmp_path / "full/runs/full-0/figures/attention.png").exists()
