@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from jaxdistill import UserError
 from jaxdistill.models import projector
@@ -148,6 +149,36 @@ class TestMatching:
         layers = params["params"]["layers"] | {"scores": jnp.arange(2.0)}
         params = {"params": params["params"] | {"layers": layers}}
         assert float(module.apply(params, method="layer_balance")) > 0.01
+
+    def test_the_router_by_hand(self, pair, match):
+        """In float64: scores with the noise of training, the two best, and the distances of states and of attention rows."""
+        module, params = match
+        student, teacher, valid = pair
+        router = params["params"]["router_scores"] | {"importance": jnp.asarray([0.4, -0.3, 0.1])}
+        params, key = {"params": params["params"] | {"router_scores": router}}, jax.random.key(3)
+        found, stats, _ = module.apply(params, student, teacher, valid, k=2.0, temperature=0.5, key=key, method="router")
+
+        doubles = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float64), tree)  # noqa: E731
+        p, ours, theirs = doubles(params["params"]["router_scores"]), doubles(student), doubles(teacher)
+        noise = doubles(jax.random.normal(key, (8, 6, 3)))
+        dense = lambda x, part: x @ part["kernel"] + part.get("bias", 0)  # noqa: E731
+        unit = lambda x: x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True))  # noqa: E731
+        gelu = lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))  # noqa: E731
+        features = unit(np.stack([theirs[f"block_{i}"] for i in range(3)], axis=2))
+        projected = dense(ours["final"], doubles(params["params"]["router_into"]["out"]))
+        gap = dense(unit(projected), p["gap_student"])[:, :, None] + dense(features, p["gap_teacher"])
+        scores = 0.3 * dense(unit(ours["final"]), p["capacity"]) + 0.25 * dense(gelu(gap), p["gap"])[..., 0] + 0.25 * p["importance"]
+        scores += 0.2 * (dense(unit(projected), p["gate"]) + 0.1 * noise)
+        probabilities = scipy.special.softmax(scores / 0.5, axis=-1)
+        kept = np.where(scores > scores.min(axis=-1, keepdims=True), probabilities, 0)
+        kept /= kept.sum(axis=-1, keepdims=True)
+        routed = np.einsum("bte,bted->btd", kept, features)
+        wanted = np.mean((unit(projected) - unit(routed)) ** 2, axis=-1)
+        rows = np.einsum("bte,ebtk->btk", kept, np.stack([theirs[f"attention_{i}"].mean(axis=1) for i in range(3)]))
+        of_student = ours["attention_1"].mean(axis=1)
+        wanted += np.sum(scipy.special.rel_entr(rows, of_student), axis=-1)
+        np.testing.assert_allclose(np.asarray(found)[:, :5], wanted[:, :5], rtol=2e-5)
+        np.testing.assert_allclose(stats["routing"], probabilities[:, :5].sum(axis=1), rtol=2e-5)
 
     def test_experts_are_routed_over_too(self, pair):
         student, teacher, valid = pair

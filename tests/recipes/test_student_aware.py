@@ -1,8 +1,10 @@
 """student_aware: each term trains, each mode runs, and what cannot be done is one line. (What holds of any recipe: tests/invariants.)"""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from safetensors import safe_open
 
 from jaxdistill import UserError
@@ -89,6 +91,16 @@ def test_a_bfloat16_teacher_is_held_in_bfloat16_and_teaches_the_same_bits(job):
     batch = one.place(next(one.built.recipe.data("train", 0)))
     step = jax.jit(one.step.__wrapped__, compiler_options=QUICK)  # as it is, it takes the state away
     jax.tree.map(np.testing.assert_array_equal, *(jax.device_get(step(one.state, frozen, batch)[1]) for frozen in (one.frozen, whole)))
+
+
+def test_the_contrast_by_hand_at_the_temperature_of_the_config(job):
+    ours, theirs = np.random.default_rng(0).normal(size=(2, 8, 16))
+    recipe = ready(job, dry=True, contrastive=dict(ON, temperature=0.5)).built.recipe
+    stats = {"student_pool": jnp.asarray(ours), "teacher_pool": jnp.asarray(theirs), "tokens": jnp.ones(8)}
+    terms, _ = recipe.whole({}, {}, stats, {})
+    cosines = (ours / np.linalg.norm(ours, axis=1, keepdims=True)) @ (theirs / np.linalg.norm(theirs, axis=1, keepdims=True)).T
+    wanted = scipy.special.logsumexp(cosines / 0.5, axis=1) - np.diag(cosines) / 0.5
+    assert float(terms["contrastive"].sum) == pytest.approx(wanted.sum(), rel=1e-5)
 
 
 class TestParameters:
