@@ -114,7 +114,7 @@ def make(config) -> Recipe:
         return {"token_bytes": jnp.asarray(corpus.token_bytes)} | teacher.load(place)
 
     def loss(params, extra, frozen, batch, dials, key):
-        tokens, labels, where, layout = next_token(batch)
+        tokens, labels, where, layout = next_token(batch, corpus.eos)
         ours, head = student.features(params["student"], tokens, layout)
         terms, shares, kd_terms = {}, [], {}
         probes = {"valid": share(where)}
