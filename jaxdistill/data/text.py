@@ -174,7 +174,7 @@ def paired(config: TextConfig, teacher: str, cap: int = 0) -> Corpus:
         stream, starts = _tokenized(parts[side][:used], tok, 0, side, (prints[side], identity, used))
         rows = splits[side] = alignment.pair(packed, corpus.token_bytes, stream, starts, sizes, cap)
         aligned = {"teacher_tokens": len(rows.stream) - len(starts), "teacher_length": rows.width}
-        facts[side] = corpus.facts["splits"][side] | aligned | {"aligned": rows.aligned / packed.predicted}
+        facts[side] = corpus.facts["splits"][side] | aligned | {"aligned": len(rows.labels) / packed.predicted}
     return dataclasses.replace(
         corpus, splits=splits, facts=corpus.facts | {"teacher_tokenizer": identity, "splits": facts}, teacher=tok
     )

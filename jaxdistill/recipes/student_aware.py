@@ -223,8 +223,7 @@ def make(config) -> Recipe:
 
     gate = None
     if project.gate and not anchor.off:
-        train, held_out = (packed.packed if teacher.paired else packed for packed in (corpus.splits["train"], corpus.splits["validation"]))
-        gate = language.unigram_nll(train.labels, held_out.labels, corpus.vocab)
+        gate = language.unigram_nll(corpus.splits["train"].labels, corpus.splits["validation"].labels, corpus.vocab)
     reaction = reactions.chosen(react, weights, gate=gate)
     rest = (("projector", "projector/", project.lr_mult), ("router", "match/router", features["router"].lr_mult),
             ("match", "match/(?!router)", 1.0))
