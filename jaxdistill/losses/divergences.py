@@ -34,7 +34,8 @@ def forward_kl(
     """KL(p || q) (Hinton et al., arXiv 1503.02531): the student covers what the teacher does. Zero iff both are equal.
 
     finite: the caller knows that no logit is -inf, so that none is looked for."""
-    # Not by way of log-probabilities: exp once for each side serves the value and its gradient, which is most of the time.
+    # Not by way of log-probabilities: exp once for each side serves the value and its gradient, which is most of the time. (The
+    # student's of T = 1 is that of its cross-entropy, too.)
     (t, _), (s, _) = map(shifted, _logits(teacher_logits, student_logits, temperature, where, finite))
     p, q = jnp.exp(t), jnp.exp(s)
     p_sum, q_sum = jnp.sum(p, axis=-1), jnp.sum(q, axis=-1)
@@ -148,7 +149,7 @@ KINDS = {  # kind -> (divergence, the option it takes beside temperature and whe
 
 
 def divergence(kind: str, **options) -> Callable:
-    """The divergence of that name, with the one of `options` (alpha, beta, k) that it takes; the others are for other kinds."""
+    """The divergence of that name, with the one of `options` (finite, alpha, beta, k) that it takes; the others are for other kinds."""
     if kind not in KINDS:
         raise ValueError(f"kind: found {kind!r}; accepted: {', '.join(KINDS)}")
     function, option = KINDS[kind]
