@@ -212,7 +212,8 @@ MUTATIONS = (
     fault("t_squared_forgotten", "", tempered, ("losses.fused_vocab:_share", "temperature**2 * total", "total")),
     fault("padded_vocabulary_counted", "", lambda: dense(vocab=60), ("losses.fused_vocab:_finish", "raw[..., :vocab]", "raw")),
     fault("kept_ids_renormalised", "", lambda: test_targets.TestTopK().test_a_tail_of_no_mass_still_counts_for_the_student(-300.0),
-          ("losses.targets:coarse_kl", "jnp.maximum(tail.astype(jnp.float32), OUTSIDE)", "jnp.full(tail.shape, -jnp.inf)")),
+          ("losses.targets:buckets", "jnp.maximum(target.log_tail.astype(jnp.float32), OUTSIDE)",
+           "jnp.full_like(target.log_tail, -jnp.inf)")),
     fault("smoothing_of_the_wrong_sign", "", lambda: test_cross_entropy.test_cross_entropy_equals_torch_with_its_gradient(0.1),
           ("losses.classification:cross_entropy", "loss + smoothing *", "loss - smoothing *")),
     # Generation
