@@ -161,7 +161,8 @@ def said(a: Side, b: Side, metric: str, minimize: bool | None, seeds: list[int])
         table.add_column(name, justify="right", overflow="fold")
     pairs = {seed: (a.runs[seed].row, b.runs[seed].row) for seed in seeds}
     for seed, (one, other) in pairs.items():
-        table.add_row(str(seed), headline.show(one[metric]), headline.show(other[metric]), f"{one[metric] - other[metric]:+.4f}")
+        apart = f"{one[metric] - other[metric]:+.4f}".replace("+nan", "nan")
+        table.add_row(str(seed), headline.show(one[metric]), headline.show(other[metric]), apart)
     differ = lambda of: [of(one) - of(other) for one, other in pairs.values()]  # noqa: E731
     lines = [table, headline.sentence("A", "B", metric, minimize, interval(differ(lambda row: row[metric])))]
     rows = [row for pair in pairs.values() for row in pair]

@@ -129,6 +129,15 @@ def test_a_damaged_result_is_one_line(tmp_path):
         compare.main(["compare", str(job), str(job)])
 
 
+def test_a_metric_that_is_not_finite_is_said_so(tmp_path, capsys):
+    for name, values in (("a", (1.0, "nan")), ("b", ("inf", 1.0))):
+        workdirs.job(tmp_path / name, [workdirs.run(tmp_path / name, "kd", seed, {"nll": nll}) for seed, nll in enumerate(values)])
+    found = said(capsys, tmp_path / "a", tmp_path / "b")
+    assert "0 │ 1.000 │ inf │ -inf │ │ 1 │ nan │ 1.000 │ nan │" in found
+    assert "A and B cannot be compared by nll: it is not finite" in found
+    assert interval([math.nan, 1.0])["interval"] is None
+
+
 def test_a_difference_in_words():
     found = interval([0.5, 0.7])
     assert headline.sentence("a", "b", "nll", False, found).startswith("a is better than b by 0.600 nll (95 % interval -0.671 to +1.871")

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from jaxdistill import UserError, __version__, read_json
+from jaxdistill.diagnosis.records import load
 from jaxdistill.training import manifest, plan
 from jaxdistill.training.distributed import share
 from jaxdistill.training.metrics import plain_json, write_json
@@ -100,7 +101,7 @@ def _finished(folder: Path, want: dict) -> dict | None:
     path = folder / "result.json"
     if not path.exists():
         return None
-    result = read_json(path)
+    result = load(path)
     _same(folder, result.get("identity", {}), want)
     if folder_digest(folder / "export") != result.get("export"):
         raise UserError(f"{folder / 'export'}: found contents that do not match result.json; accepted: the folder as the "
@@ -109,7 +110,7 @@ def _finished(folder: Path, want: dict) -> dict | None:
 
 
 def _same(folder: Path, found: dict, want: dict) -> None:
-    keys = plan.difference(found, want)
+    keys = plan.difference(_plain(found), _plain(want))
     if keys:
         raise UserError(f"{folder}: found a run made from something else: {'; '.join(keys[:8])}; "
                         "accepted: the same config, data and teacher, or another --workdir")
