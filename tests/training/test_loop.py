@@ -278,6 +278,8 @@ class TestRefused:
         ({"train.batch": 0}, r"train\.batch: found 0"),
         ({"train.final_lr": 1.5}, r"train\.final_lr: found 1\.5; accepted: a share from 0 to 1"),
         ({"train.lr": float("nan")}, r"train\.lr: found nan"),
+        ({"optimizer.eps": 0.0}, r"optimizer\.eps: found 0\.0; accepted with adamw: above 0"),
+        ({"optimizer.eps": 1e-50}, r"optimizer\.eps: found 1e-50"),  # 0 in float32
         ({"optimizer.name": "adam"}, r"optimizer\.name: found 'adam'; accepted: adamw, sgd"),
         ({"seeds": (0, 0)}, "seeds: found"),
         ({"runs": ()}, "runs: found"),
