@@ -19,7 +19,7 @@ from configs import kd
 from jaxdistill import export, report
 from jaxdistill.data import tokenizer
 from jaxdistill.models import gpt2
-from jaxdistill.training import loop, prepare
+from jaxdistill.training import loop, prepare, store
 from jaxdistill.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -307,7 +307,7 @@ def test_a_disk_that_is_full_at_the_start(files, tmp_path, refused, monkeypatch)
         patch.setattr(Path, "write_text", full)
         assert "No space left on device; accepted: a folder that can be written" in refused(
             lambda: loop.run(job(files), tmp_path / "w", quiet=True))
-    assert not list((tmp_path / "w").iterdir())
+    assert [path.name for path in (tmp_path / "w").iterdir()] == [store.RUNNING]
 
 
 def test_a_disk_that_fills_up(files, finished, tmp_path, refused, monkeypatch):

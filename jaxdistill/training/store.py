@@ -1,5 +1,6 @@
 """The workdir and the cache: what is claimed, begun, finished, and found again by content."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,11 +12,13 @@ from typing import Any
 import jax
 
 from jaxdistill import UserError, __version__, read_json
+from jaxdistill.data.cache import only_writer
 from jaxdistill.diagnosis.records import load
 from jaxdistill.training import manifest, plan
 from jaxdistill.training.distributed import share
 from jaxdistill.training.metrics import plain_json, write_json
 
+RUNNING = ".running"  # the lock of whoever works in the workdir
 ASKED = ("seeds", "runs", "headline")  # which of the runs that a job defines are wanted, and how they are compared
 
 
@@ -39,14 +42,20 @@ def _claim(workdir: Path, config: Any) -> None:
         if keys:
             raise UserError(f"workdir {workdir}: found a job of another config, differing in {'; '.join(keys[:8])}; "
                             "accepted: the same config, or another --workdir")
-    elif any(workdir.iterdir()):
+    elif any(path for path in workdir.iterdir() if path.name != RUNNING and not path.name.startswith(".config.json.")):
         raise UserError(f"workdir {workdir}: found other files and no config.json; accepted: an empty folder or a job's own")
+
+
+def alone(workdir: Path) -> contextlib.AbstractContextManager:
+    """While it lasts, other jobs are refused in `workdir`. Process 0 sees to it: its refusal ends all processes."""
+    return only_writer(workdir / RUNNING, f"workdir {workdir}") if jax.process_index() == 0 else contextlib.nullcontext()
 
 
 def keep(workdir: Path, config: Any) -> None:
     """Makes a claimed `workdir` this job's, by its config.json; all processes must see it there, and be of the same job."""
 
     def write() -> dict:
+        _claim(workdir, config)  # another may have come and gone since
         try:
             write_json(workdir / "config.json", _job(config))
         except OSError as error:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import UserError
-from jaxdistill.training import checkpoint, loop, metrics, state
+from jaxdistill.training import checkpoint, loop, metrics, state, store
 from tests import jobs, toy
 from tests.jobs import changed, read
 from tests.training.killed import MOMENTS
@@ -253,6 +253,17 @@ class TestRefused:
         (tmp_path / "thesis.tex").touch()
         with pytest.raises(UserError, match="other files"):
             loop.run(jobs.toy(), tmp_path)
+
+    def test_a_workdir_in_which_another_process_works(self, tmp_path):
+        """Before anything is written; it may come back, also where that process was killed in its first moments."""
+        with store.alone(tmp_path), pytest.raises(UserError, match=f"^workdir {tmp_path}: another process is writing it; accepted: one"):
+            loop.run(jobs.toy(), tmp_path, quiet=True)
+        assert [path.name for path in tmp_path.iterdir()] == [store.RUNNING]
+        (tmp_path / ".config.json.123").touch()
+        config = changed(jobs.toy(), **{"train.steps": 1})
+        loop.run(config, tmp_path, quiet=True)
+        with store.alone(tmp_path):
+            loop.run(config, tmp_path, quiet=True, held=True)
 
     def test_a_workdir_that_is_a_file(self, tmp_path):
         (tmp_path / "file").touch()
