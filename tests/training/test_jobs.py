@@ -1,5 +1,7 @@
 """A job is a list of runs: once or for each seed, from the cache, each with what earlier ones give it, paced by others."""
 
+import contextlib
+import json
 import math
 import shutil
 
@@ -60,6 +62,19 @@ class TestJob:
         assert found["rows"][0]["error"] == results["rows"][0]["error"]
         (entry,) = (tmp_path / "cache" / "runs").iterdir()
         assert read(entry / "result.json")["row"] == found["rows"][0]  # mended
+
+    def test_a_run_that_was_begun_as_another_is_refused_with_a_cache_entry_too(self, pair, tmp_path):
+        """Its checkpoints stay; where it is the very run, the finished one takes its place."""
+        workdir, cache, results = pair
+        folder = tmp_path / "runs/teacher-0"
+        (folder / "checkpoints").mkdir(parents=True)
+        shutil.copy(workdir / "config.json", tmp_path)
+        identity = read(workdir / "runs/teacher-0/identity.json")
+        for rows, refused in ((63, True), (64, False)):
+            (folder / "identity.json").write_text(json.dumps(identity | {"facts": identity["facts"] | {"rows": rows}}))
+            with pytest.raises(UserError, match=r"facts\.rows \(there 63, now 64\)") if refused else contextlib.nullcontext():
+                assert loop.run(self.config(cache), tmp_path, quiet=True)["rows"][0] == results["rows"][0]
+            assert (folder / "checkpoints").exists() == refused
 
     def test_a_cache_that_cannot_be_written_is_said_and_passed_over(self, tmp_path, capsys):
         (tmp_path / "file").touch()
