@@ -287,6 +287,8 @@ def test_another_command(command, args, said, files, finished, tmp_path, refused
     before = contents(finished)
     assert said.format(job=finished) in refused(lambda: command.main(["command", *args]))
     assert not list(tmp_path.iterdir())
+    pytest.param(export, ["{job}", "{job}/runs/kd-0/export/sub"], "sub: found within {job}/runs, where only the", id="export into runs"),
+    pytest.param(export, ["{job}", "{files}/one/a.txt/x"], "one/a.txt/x: File exists; accepted: a folder where", id="export below a file"),
     assert contents(finished) == before
 
 
