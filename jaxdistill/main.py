@@ -54,7 +54,7 @@ def work(first: bool) -> int:
     try:
         loop.run(CONFIG.value, WORKDIR.value)
         if first:
-            report.main(["report", WORKDIR.value])
+            report.main(["report", str(Path(WORKDIR.value).expanduser())])
     except (loop.Interrupted, loop.Sick) as stop:
         if first:
             print(stop, file=sys.stderr)

@@ -25,7 +25,7 @@ ASKED = ("seeds", "runs", "headline")  # which of the runs that a job defines ar
 def claim(workdir: Path, config: Any) -> Path:
     """`workdir`, made where it is not there: it must hold nothing, or a job of the same config, of which other seeds or runs may be
     asked: those that are finished are kept."""
-    workdir = workdir.absolute()
+    workdir = workdir.expanduser().absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -138,7 +138,7 @@ def folder_digest(folder: Path) -> str:
 
 def cache_folder(config: Any) -> Path:
     chosen = plan.as_dict(config).get("cache")
-    return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdistill")
+    return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdistill").expanduser()
 
 
 def _cached(want: dict, config: Any) -> Path:

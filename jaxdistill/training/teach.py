@@ -21,7 +21,7 @@ def run(config: Any, workdir: str | Path, options: Options, *, dry_run: bool = F
     are told. Raises UserError, loop.Interrupted or loop.Sick, each with one line to show."""
     if jax.process_count() > 1:
         raise UserError(f"processes: found {jax.process_count()}; accepted: 1 (a cache is written by one process, on all its devices)")
-    workdir, mesh = Path(workdir).absolute(), sharding.make_mesh(plan.as_dict(config)["mesh"])
+    workdir, mesh = Path(workdir).expanduser().absolute(), sharding.make_mesh(plan.as_dict(config)["mesh"])
     with tempfile.TemporaryDirectory() as scratch:
         found = loop.check(config, Path(scratch))
         built = _taught(config, found)

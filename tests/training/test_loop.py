@@ -265,6 +265,18 @@ class TestRefused:
         with store.alone(tmp_path):
             loop.run(config, tmp_path, quiet=True, held=True)
 
+    def test_the_user_s_home_in_a_path(self, tmp_path, monkeypatch):
+        """As in --workdir=~/kd, where no shell opens it."""
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        config = changed(jobs.toy(), cache="~/cache", **{"train.steps": 1})
+        config.run.toy.update(cached=True)
+        loop.run(config, "~/w", quiet=True)
+        assert not list((tmp_path / "here").iterdir())
+        assert (tmp_path / "home/w/results.json").exists()
+        assert len(list((tmp_path / "home/cache/runs").iterdir())) == 1
+
     def test_a_workdir_that_is_a_file(self, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(UserError, match="workdir"):
