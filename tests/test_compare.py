@@ -1,5 +1,6 @@
 """compare: the statistics of a paired comparison, and what is no comparison."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -106,6 +107,15 @@ def test_the_same_bytes_in_other_tokens_are_the_same_data(tmp_path, capsys):
     for name, facts in (("a", TEXT["train"]), ("b", TEXT["train"] | {"tokens": 7, "rows": 2, "teacher_tokens": 11})):
         workdirs.job(tmp_path / name, [workdirs.run(tmp_path / name, "kd", 0, {"nll": 1.0}, splits={"train": facts})])
     assert "one seed" in said(capsys, tmp_path / "a", tmp_path / "b")
+
+
+def test_data_of_which_nothing_is_told(folder, tmp_path, capsys):
+    other = spoilt(tmp_path)
+    path = other / "runs/kd-0/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"facts": {}}))
+    found = said(capsys, folder / "a", other)
+    assert "one seed" in found
+    assert f"whether the data are the same is not known: the recipe of {other} has no facts of its splits" in found
 
 
 @pytest.mark.parametrize(("args", "line"), [
