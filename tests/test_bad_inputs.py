@@ -196,6 +196,8 @@ NO_TEACHER = {"teacher.path": "", "runs": ("kd",), "run.teacher.fills": ""}
     # Models
     pytest.param({"teacher.path": "{files}/nowhere"}, "nowhere: found nothing; accepted: a folder", id="no teacher folder"),
     pytest.param({"teacher.path": "{files}/no_config"}, "no_config/config.json: not found", id="no config.json"),
+    pytest.param({"data.length": 1}, "data.length 1: 2 or more is accepted", id="rows of one label"),
+    pytest.param({"data.tokenizer": "", "data.vocab": 2**31}, "data.vocab 2147483648: 257 (all bytes", id="a vocabulary beyond memory"),
     pytest.param({"teacher.path": "{files}/bad_config"}, "bad_config/config.json: not readable as JSON", id="corrupted config.json"),
     pytest.param({"teacher.path": "{files}/mamba"}, "model_type: found 'mamba'; accepted: gpt2, llama, qwen2", id="another model"),
     pytest.param({"teacher.path": "{files}/llama"}, "llama/config.json: hidden_size: found nothing", id="entries of another model"),
