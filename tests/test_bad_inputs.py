@@ -182,6 +182,7 @@ NO_TEACHER = {"teacher.path": "", "runs": ("kd",), "run.teacher.fills": ""}
     pytest.param({"run.kd.recipe": "nosuch"}, "recipe: found 'nosuch'", id="unknown recipe"),
     pytest.param({"run.kd.recipe": "tests.jobs"}, "recipe: found 'tests.jobs', which has no `make`", id="module without make"),
     pytest.param({"monitor": "val/nll"}, "config key monitor: found 'val/nll'; accepted: validation/", id="unknown monitor"),
+    pytest.param({"seeds": (2**32,)}, "seeds: found (4294967296,); accepted: different whole numbers below 2^32", id="wide seed"),
     pytest.param({"monitor": "test/bits_per_byte"}, "config key monitor: found 'test/bits_per_byte'", id="monitor on the test split"),
     # Text
     pytest.param({"data.path": "{files}/nowhere"}, "nowhere': not found; a file, a folder or a glob", id="missing text"),
