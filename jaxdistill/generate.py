@@ -45,6 +45,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, least in (("documents", 1), ("prompt", 0), ("tokens", 0), ("temperature", 0), ("seed", 0), ("batch", 1)):
         if not getattr(flags, name) >= least:
             raise UserError(f"--{name}: found {getattr(flags, name)}; accepted: {least} or more")
+    if flags.seed >= 2**32:  # the key's bits
+        raise UserError(f"--seed: found {flags.seed}; accepted: below 2^32")
     if not 0 < flags.top_p <= 1:
         raise UserError(f"--top_p: found {flags.top_p}; accepted: above 0, and at most 1")
     return flags

@@ -22,6 +22,8 @@ from jaxdistill.data.documents import SOURCES, documents
 from jaxdistill.data.packing import Packed
 from jaxdistill.data.tokenizer import SMALLEST_VOCAB, Tokenizer
 
+LARGEST_VOCAB = 2**20  # several times that of any language model; the trainer makes room for all of it at once
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -53,10 +55,10 @@ class TextConfig:
             self._refuse("invalid_utf8", "error | replace")
         if not self.field:
             self._refuse("field", "a field's name")
-        if not self.tokenizer and self.vocab < SMALLEST_VOCAB:
-            self._refuse("vocab", f"{SMALLEST_VOCAB} (all bytes and the end of text) or more")
-        if self.length < 1:
-            self._refuse("length", "1 or more")
+        if not self.tokenizer and not SMALLEST_VOCAB <= self.vocab <= LARGEST_VOCAB:
+            self._refuse("vocab", f"{SMALLEST_VOCAB} (all bytes and the end of text) to {LARGEST_VOCAB}")
+        if self.length < 2:
+            self._refuse("length", "2 or more")
         for name in ("validation", "test"):
             if not 0 < getattr(self, name) < 1:
                 self._refuse(name, "a fraction above 0 and below 1")

@@ -73,7 +73,7 @@ def finish(stacked: dict[str, np.ndarray]) -> dict[str, float]:
     nll = total["nll"] / tokens
     found = {
         "bits_per_byte": total["nll"] / math.log(2) / max(total["bytes"], 1.0),
-        "nll": nll, "perplexity": math.exp(nll) if nll < 700 else math.inf,
+        "nll": nll, "perplexity": math.inf if nll >= 700 else math.exp(nll),
     }
     if "kl" in total:
         found |= {"teacher_kl": total["kl"] / tokens, "top1_agreement": total["top1"] / tokens,

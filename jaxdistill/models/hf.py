@@ -53,7 +53,7 @@ class Header(NamedTuple):
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     """`config.json` of `folder` as a dict."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise UserError(f"{folder}: found {found}; accepted: a folder with {CONFIG} and {WEIGHTS}")
@@ -62,7 +62,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
 
 def read_headers(folder: str | os.PathLike) -> dict[str, Header]:
     """Every tensor of `folder`, by its name on disk, from one file or from shards. Reads no weights."""
-    files = _weight_files(Path(folder))
+    files = _weight_files(Path(folder).expanduser())
     index = files.pop(0) if files[0].name == INDEX else None
     headers, home = {}, {}
     for path in files:
@@ -154,7 +154,7 @@ def write_folder(folder: str | os.PathLike, config: Mapping[str, Any], tensors: 
 
 def folder_hash(folder: str | os.PathLike) -> str:
     """SHA-256 (hex) of the config and weight files of `folder`: names, sizes and bytes. Not of its tokenizer."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     read_config(folder)
     digest = hashlib.sha256()
     for path in (folder / CONFIG, *_weight_files(folder)):

@@ -41,19 +41,22 @@ class Sick(Exception):
     code = 1
 
 
-def run(config: Any, workdir: str | Path, *, quiet: bool = False) -> dict:
+def run(config: Any, workdir: str | Path, *, quiet: bool = False, held: bool = False) -> dict:
     """Runs a job: every run of `config.runs`, for every seed, in `workdir`; returns what results.json holds.
 
     Runs that are finished there are kept, one that was interrupted goes on, bit-exactly. A workdir of another
     config is refused with the keys in which it differs. config: a ConfigDict that started from
-    jaxdistill.training.defaults. Raises UserError, Interrupted or Sick, each with one line to show."""
+    jaxdistill.training.defaults. held: the caller is the workdir's only writer already (store.alone). Raises UserError, Interrupted or
+    Sick, each with one line to show."""
     runs = plan.expand(config)
     workdir = store.claim(Path(workdir), config)
-    with Signals() as signals:
+    with Signals() as signals, contextlib.ExitStack() as stack:
         mesh = sharding.make_mesh(plan.as_dict(config)["mesh"])
         with tempfile.TemporaryDirectory() as scratch:
             for built in check(config, Path(scratch)):
                 prepare(built, mesh, dry=True)
+        if not held:
+            stack.enter_context(store.alone(workdir))
         store.keep(workdir, config)  # only now: a config that is refused must not stand in the way of its correction
         rows: list[dict] = []
         done: dict[str, dict] = {}

@@ -148,8 +148,8 @@ def expand(config: Any, *, everything: bool = False) -> list[Run]:
     config = as_dict(config)
     check_defaults(config, JOB_KEYS)
     names, seeds, defined = list(config["runs"]), list(config["seeds"]), ", ".join(config["run"])
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"config key seeds: found {tuple(seeds)}; accepted: different whole numbers, as in (0, 1, 2)")
+    if not seeds or any(type(seed) is not int or not 0 <= seed < 2**32 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"config key seeds: found {tuple(seeds)}; accepted: different whole numbers below 2^32, as in (0, 1, 2)")
     if any(type(size) is not int for size in config["mesh"]):
         raise UserError(f"config key mesh: found {tuple(config['mesh'])}; accepted: whole numbers, as in (-1, 1, 1)")
     for name in names:

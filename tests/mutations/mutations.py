@@ -142,6 +142,8 @@ MUTATIONS = (
           ("training.optim:optimizer", "if config.clip else []", "if False else []")),
     fault("not_a_number_applied", "non_finite", skipped,
           ("training.state:make_train_step", "lambda a, b: jnp.where(good, a, b), new, old)", "lambda a, b: a, new, old)")),
+    fault("overflow_written", "", lambda: test_state.TestSkip().test_parameters_that_would_not_be_finite_are_not_written(),
+          ("training.state:make_train_step", "(extra, cut(moved_to, groups))", "extra")),
     fault("skipped_step_not_counted", "", skipped,
           ("training.state:make_train_step", "step=state.step + 1,", "step=state.step + jnp.where(good, 1, 0),")),
     fault("division_by_no_token", "",
