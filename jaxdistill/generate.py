@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
     from jaxdistill import models
     from jaxdistill.data import text, tokenizer
-    from jaxdistill.data.cache import only_writer
+    from jaxdistill.lock import only_writer
     from jaxdistill.training import distributed, store
 
     distributed.alone("one process")

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxdistill import UserError, read_json
 from jaxdistill.data import shards
-from jaxdistill.data.cache import only_writer
+from jaxdistill.lock import only_writer
 
 VERSION = 1
 MANIFEST, BEGUN = "manifest.json", "begun.json"

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 
 from jaxdistill import UserError, __version__, read_json
-from jaxdistill.data.cache import only_writer
 from jaxdistill.diagnosis.records import load
+from jaxdistill.lock import only_writer
 from jaxdistill.training import manifest, plan
 from jaxdistill.training.distributed import share
 from jaxdistill.training.metrics import plain_json, write_json

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxdistill import UserError, generate, models
-from jaxdistill.data import cache, text, tokenizer
+from jaxdistill.data import text, tokenizer
+from jaxdistill.lock import only_writer
 from jaxdistill.models import generation
 from tests.recipes.conftest import TEXT, config
 
@@ -157,7 +158,7 @@ def test_what_cannot_be_is_one_line_and_leaves_the_file(flags, said, whole, work
 
 
 def test_two_do_not_write_one_file(workdir, tmp_path):
-    with cache.only_writer(tmp_path / ".out.lock", "another"), pytest.raises(UserError, match="out: another process is writing it"):
+    with only_writer(tmp_path / ".out.lock", "another"), pytest.raises(UserError, match="out: another process is writing it"):
         run(workdir, tmp_path / "out")
     assert not (tmp_path / "out.manifest").exists()
 
