@@ -56,6 +56,7 @@ def files(tmp_path_factory) -> Path:
     for name, rows in {"votes": [row] * 9, "ragged": [row] * 3 + [[1, 2]], "word": [row] * 3 + [["x", 2, 3]], "empty": []}.items():
         with open(root / f"{name}.csv", "w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
+    (root / "twice.csv").write_text("a,yes, a,no\n" + "1,2,3,4\n" * 9)
     return root
 
 
@@ -129,6 +130,8 @@ def votes(name: str, **more) -> dict:
     pytest.param(votes("votes.csv"), "config key data.target: found (); accepted: columns of data.path", id="no columns of votes"),
     pytest.param(votes("ragged.csv", target=("yes", "no")), "ragged.csv': line 5 has 2 fields, the first 3", id="ragged lines"),
     pytest.param(votes("word.csv", target=("yes", "no")), "word.csv': column 'a' holds 'x'; accepted: numbers", id="word among numbers"),
+    pytest.param(votes("twice.csv", target=("yes", "no")), "twice.csv': column 'a' is there twice; accepted: each name once",
+                 id="a column twice"),
     pytest.param(votes("empty.csv", target=("yes", "no")), "empty.csv': 1 lines; accepted: a line of names and one for each",
                  id="no lines"),
     pytest.param(votes("votes.csv", target=("yes", "no"), reject=("NF",)), "config key data.reject: found 'NF'", id="nothing to reject"),

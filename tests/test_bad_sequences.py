@@ -47,6 +47,7 @@ def files(tmp_path_factory) -> Path:
         (root / f"{name}.csv").write_text("\n".join([*table[:4], row, *table[5:]]))
     (root / "header.csv").write_text(table[0])
     (root / "void.csv").write_text("")
+    (root / "twice.csv").write_text("\n".join(["id,kind,a,a", *table[1:]]))
 
     body = moving(0, 4, 0.1)
     for name in ("cut", "joints", "numbers", "words", "names", "bodies", "nan", "skipped"):
@@ -171,6 +172,7 @@ def utd(name: str) -> dict:
     pytest.param(csv("huge"), "huge.csv, row 4, column 'a': found '1e60'; accepted: a finite number", id="too large for float32"),
     pytest.param(csv("narrow"), "narrow.csv, row 4: found 3 cells; accepted: 4, as in the header", id="short row"),
     pytest.param(csv("header"), "header.csv: 0 rows of 3 features; accepted: one or more of each", id="header alone"),
+    pytest.param(csv("twice"), "twice.csv: column 'a' is there twice; accepted: each name once", id="column twice"),
     pytest.param(csv("void"), "config key data.label: found 'kind'; accepted: a column of ", id="empty table"),
     # Skeletons
     pytest.param(ntu("gone"), "ntu_gone': not found; accepted: a folder of *.skeleton", id="missing folder"),

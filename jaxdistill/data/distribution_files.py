@@ -132,7 +132,10 @@ def _csv(path: str, where: str) -> dict[str, np.ndarray]:
     odd = next((i for i, row in enumerate(rows) if len(row) != len(rows[0])), None)
     if odd is not None:
         raise UserError(f"{where}: line {odd + 1} has {len(rows[odd])} fields, the first {len(rows[0])}; accepted: as many in each")
-    return {name.strip(): np.asarray(column) for name, column in zip(rows[0], zip(*rows[1:], strict=True), strict=True)}
+    header = [name.strip() for name in rows[0]]
+    if twice := [name for i, name in enumerate(header) if name in header[:i]]:
+        raise UserError(f"{where}: column {twice[0]!r} is there twice; accepted: each name once")
+    return {name: np.asarray(column) for name, column in zip(header, zip(*rows[1:], strict=True), strict=True)}
 
 
 def _npz(config, where: str, kind: str) -> Table:

@@ -95,7 +95,9 @@ def _parquet(config, counts):
             raise UserError(f"{path}: not a readable parquet file ({_first_line(error)})") from None
         with table:
             schema = table.schema_arrow
-            kind = _field({name: schema.field(name).type for name in schema.names}, path, config)
+            kind = _field(dict(zip(schema.names, schema.types, strict=True)), path, config)
+            if schema.names.count(config.field) > 1:
+                raise UserError(f"data.field {config.field!r}: {path} has it twice; a column of a name of its own is accepted")
             kind = kind.value_type if types.is_dictionary(kind) else kind
             if not (any(is_kind(kind) for is_kind in strings)):
                 raise UserError(f"data.field {config.field!r}: {path} holds {kind}; a column of strings is accepted")

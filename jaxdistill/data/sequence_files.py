@@ -135,6 +135,8 @@ def csv(config) -> Listing:
             header, *rows = [row for row in tables.reader(file) if row] or [[]]
     except (OSError, UnicodeDecodeError, tables.Error) as error:
         raise UserError(f"data.path {config.path!r}: {first_line(error)}; accepted: a .csv file with a header") from None
+    if twice := [name for i, name in enumerate(header) if name in header[:i]]:
+        raise UserError(f"{path}: column {twice[0]!r} is there twice; accepted: each name once")
     place = {name: i for i, name in enumerate(header)}
     for key in ("label", *(["group"] if config.split == "groups" else [])):
         if getattr(config, key) not in place:

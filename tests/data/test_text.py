@@ -145,6 +145,10 @@ def test_unusable_parquet_columns(tmp_path):
         list(documents(config(path, source="parquet", field="body")))
     with pytest.raises(UserError, match="data.field 'n': .* holds int64; a column of strings"):
         list(documents(config(path, source="parquet", field="n")))
+    twice = pyarrow.table([["a"], ["b"], [1]], names=["text", "text", "n"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match="data.field 'text': .*twice.parquet has it twice"):
+        list(documents(config(tmp_path / "twice.parquet", source="parquet")))
     with pytest.raises(UserError, match="row 0: invalid UTF-8 at byte 0"):
         list(documents(config(path, source="parquet")))
 
