@@ -28,6 +28,7 @@ def files(tmp_path_factory) -> Path:
         "parts": {"split": np.where(split == "test", "testing", "train")}, "unseen": {"y": np.where(subject == 5, 9, y)},
         "few": {"y": np.where((y == 3) & (subject > 0), 0, y)}, "one": {"y": y * 0}, "text": {"x": np.full((48, 5, 3), "a")},
         "flat": {"x": np.arange(48)}, "titles": {"class_names": np.asarray(["a", "b"])},
+        "rowless": {"x": x[:0], "y": y[:0], "subject": y[:0]},
     }.items():
         np.savez(root / f"{name}.npz", **({"x": x, "y": y, "subject": subject} | arrays))
     np.savez(root / "frames.npz", frames=x, y=y)
@@ -149,6 +150,7 @@ def utd(name: str) -> dict:
     pytest.param(npz("inf"), "inf.npz, sequence 9, frame 0, column 0, 0: found inf; accepted: finite numbers", id="beyond float32"),
     pytest.param(npz("zeros"), "sequence 30: all 5 frames are zeros, as padding is; accepted: sequences with frames", id="all padding"),
     pytest.param(npz("empty"), "empty.npz: length of sequence 16 is 0; accepted: 1 to 5 (frames beyond it are padding)", id="zero length"),
+    pytest.param(npz("rowless"), "rowless.npz: no sequence in it; accepted: one or more", id="no rows"),
     pytest.param(npz("long"), "long.npz: length of sequence 0 is 6; accepted: 1 to 5", id="length beyond x"),
     pytest.param(npz("short"), "short.npz: y is int64 (9,); accepted: whole numbers or text [48], one for each", id="short labels"),
     pytest.param(npz("unnamed"), "unnamed.npz: y is float64 (48,); accepted: whole numbers or text", id="labels of floats"),

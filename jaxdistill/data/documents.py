@@ -5,6 +5,7 @@ Documents without a single byte are left out and counted: there is nothing in th
 """
 
 import collections
+import contextlib
 import glob
 import json
 import os
@@ -68,11 +69,14 @@ def _jsonl(config, counts):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
+            content = _decode(line, where, config, counts)
             try:
-                record = json.loads(_decode(line, where, config, counts))
+                record = json.loads(content)
             except json.JSONDecodeError as error:
                 found = f"not JSON ({error.msg} at character {error.pos})"
                 raise UserError(f"{where}: {found}; one JSON object a line is accepted") from None
+            except (ValueError, RecursionError) as error:  # a number of too many digits, brackets in too many brackets
+                raise UserError(f"{where}: JSON beyond what is read ({_first_line(error)}); one JSON object a line is accepted") from None
             if not isinstance(record, dict):
                 raise UserError(f"{where}: a JSON {type(record).__name__}; one JSON object a line is accepted")
             text = _field(record, where, config)
@@ -89,11 +93,7 @@ def _parquet(config, counts):
     types = pyarrow.types
     strings = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
     for path in _paths(config):
-        try:
-            table = pyarrow.parquet.ParquetFile(path)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{path}: not a readable parquet file ({_first_line(error)})") from None
-        with table:
+        with _readable(path, (pyarrow.ArrowException, OSError)), pyarrow.parquet.ParquetFile(path) as table:
             schema = table.schema_arrow
             kind = _field(dict(zip(schema.names, schema.types, strict=True)), path, config)
             if schema.names.count(config.field) > 1:
@@ -111,6 +111,15 @@ def _parquet(config, counts):
                         counts["skipped"] += 1
                     else:
                         yield where, _decode(raw, where, config, counts)
+
+
+@contextlib.contextmanager
+def _readable(path: str, damage: tuple) -> Iterator[None]:
+    """One line for what a damaged parquet file raises, when it is opened or later, where its pages are."""
+    try:
+        yield
+    except damage as error:
+        raise UserError(f"{path}: not a readable parquet file ({_first_line(error)})") from None
 
 
 def _tfds(config, counts):

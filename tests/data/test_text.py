@@ -122,12 +122,15 @@ def test_a_tfds_dataset_that_is_not_prepared(name, tmp_path, monkeypatch):
         ("files", b"", "no text"),
         ("files", b"ab\xff", "invalid UTF-8 at byte 2; .*data.invalid_utf8='replace'"),
         ("jsonl", b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
+        ("jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "line 1: JSON beyond what is read .Exceeds the limit"),
+        ("jsonl", b'{"text": "a", "n": ' + b"[" * 100000 + b"]" * 100000 + b"}", "line 1: JSON beyond what is read .maximum recursion"),
         ("jsonl", b'["a"]', "line 1: a JSON list"),
         ("jsonl", b'{"body": "a", "n": 1}', "data.field 'text': .*line 1 has only 'body', 'n'"),
         ("jsonl", b'{"text": 3}', "data.field 'text': .*line 1 holds a int"),
         ("jsonl", b'{"text": "\\ud800"}', "line 1: invalid UTF-8"),
         ("parquet", b"PAR", "not a readable parquet file"),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_unusable_content_is_one_line(tmp_path, source, content, message):
     path = tmp_path / "content"
@@ -135,6 +138,17 @@ def test_unusable_content_is_one_line(tmp_path, source, content, message):
     with pytest.raises(UserError, match=message) as caught:
         list(documents(config(path, source=source)))
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_damaged_in_its_pages(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [f"text {i} " * 9 for i in range(99)]}), path, compression="snappy")
+    raw = bytearray(path.read_bytes())
+    raw[60:400] = bytes(byte ^ 0x5A for byte in raw[60:400])
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=f"^{path}: not a readable parquet file") as caught:
+        list(documents(config(path, source="parquet")))
     assert "\n" not in str(caught.value)
 
 

@@ -157,15 +157,23 @@ def test_errors_name_the_tokenizer(trained, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/tokenizer.json").write_text("{")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "listed_alone").mkdir()
+    (tmp_path / "listed_alone/tokenizer_config.json").write_text("[1]")
     half = write(tmp_path / "half", trained.backend)
     pathlib.Path(half, "tokenizer_config.json").write_text("{")
+    listed = write(tmp_path / "listed", trained.backend)
+    pathlib.Path(listed, "tokenizer_config.json").write_text("[1]")
     for name, message in {
         bare: "neither eos nor bos",
         foreign: "'</s>' is not in its vocabulary",
         str(tmp_path / "broken"): "is not a tokenizer.json",
         str(tmp_path / "missing"): "not found",
         str(tmp_path / "empty"): "data.tokenizer",
-        half: "tokenizer_config.json: not JSON",
+        str(tmp_path / "listed_alone"): "not readable by transformers .AttributeError: ",
+        half: "tokenizer_config.json: cannot be read as JSON",
+        listed: "tokenizer_config.json: found a JSON list",
+        write(tmp_path / "number", trained.backend, eos_token=3): "tokenizer_config.json: eos_token: found 3; accepted: a token's text",
+        write(tmp_path / "nameless", trained.backend, eos_token={"id": 3}): "eos_token: found {'id': 3}; accepted: a token's text",
         "nobody/nothing": "offline",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
