@@ -171,7 +171,11 @@ def _paths(config) -> list[str]:
 
 def _walk(root: str, suffixes: tuple[str, ...], skip: set[str] = frozenset()) -> Iterator[str]:
     """Files below `root` by suffix, sorted; folders named in `skip` and hidden ones (.git) left out."""
-    for folder, below, names in os.walk(root):
+
+    def unreadable(error: OSError):
+        raise UserError(f"{error.filename}: {error.strerror}; a readable folder is accepted") from None
+
+    for folder, below, names in os.walk(root, onerror=unreadable):
         below[:] = sorted(name for name in below if name not in skip and not name.startswith("."))
         for name in sorted(names):
             if name.lower().endswith(suffixes) and not name.startswith("."):

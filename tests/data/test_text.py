@@ -1,6 +1,8 @@
 """From files to rows: every source, every mistake, the split, the cache."""
 
+import errno
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -139,6 +141,21 @@ def test_unusable_content_is_one_line(tmp_path, source, content, message):
         list(documents(config(path, source=source)))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out_in_silence(tmp_path, monkeypatch):
+    for name in ("open", "shut"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+
+    def scandir(path, scan=os.scandir):  # (permissions do not stop a root user)
+        if str(path).endswith("shut"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=f"^{tmp_path}/shut: Permission denied; a readable folder is accepted$"):
+        list(documents(config(tmp_path)))
 
 
 def test_a_parquet_file_damaged_in_its_pages(tmp_path):
