@@ -14,7 +14,7 @@ import jax
 from jaxdistill import UserError
 from jaxdistill.diagnosis.finding import Finding
 from jaxdistill.diagnosis.probes import fingerprint
-from jaxdistill.recipe import STAND_IN, Variables, on_host
+from jaxdistill.recipe import STAND_IN, Variables, on_host, unedited
 from jaxdistill.training import distributed, manifest, optim, plan, results, sharding, store
 from jaxdistill.training.checkpoint import Checkpoints
 from jaxdistill.training.deep import Deep
@@ -91,6 +91,7 @@ def check(config: Any, scratch: Path) -> list[Built]:
     for one in runs:
         fill(one, filled)
         built.append(build(one))
+        unedited(one.spec["recipe"])
         key, recipe = one.spec["fills"], built[-1].recipe
         if key and not recipe.export:
             raise UserError(f"config key run.{one.name}.fills: found {key!r}, but the recipe {one.spec['recipe']!r} exports nothing; "

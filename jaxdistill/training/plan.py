@@ -22,6 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxdistill import UserError
+from jaxdistill.recipe import code
 from jaxdistill.training.defaults import defaults
 
 RUN_KEYS = {"recipe": "", "once": False, "cached": False, "only_seeds": (), "fills": "", "given": "", "seconds_of": "", "pace_of": ""}
@@ -247,11 +248,14 @@ def unread(config: Any, runs: list[Run]) -> list[str]:
 
 
 def identity(run: Run, facts: dict) -> dict:
-    """What a run that is built is made from: every value that it read, its seed, the facts of its recipe (content hashes).
+    """What a run that is built is made from: every value that it read, its seed, the facts of its recipe (content hashes), and the code
+    of a recipe from outside the package.
 
     A teacher is therefore the same one whatever the config says of the students that it will teach."""
+    recipe = run.spec["recipe"]
+    own = {} if (sha := code(recipe)) is None else {"recipe's code": sha}
     config = {key: value for key, value in leaves(run.values).items() if key == "seed" or run.origin.get(key, key) in run.read}
-    return json.loads(json.dumps({"recipe": run.spec["recipe"], "config": config | run.filled, "facts": facts}))
+    return json.loads(json.dumps({"recipe": recipe, **own, "config": config | run.filled, "facts": facts}))
 
 
 def difference(found: dict, wanted: dict, path: str = "", sides: tuple[str, str] = ("there", "now")) -> list[str]:
