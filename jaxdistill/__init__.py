@@ -24,7 +24,7 @@ def read_json(path: Path, accepted: str = "the file as it was written") -> dict:
         found = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; accepted: {accepted}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())}); accepted: {accepted}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: found a JSON {type(found).__name__}; accepted: {accepted}")

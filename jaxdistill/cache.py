@@ -29,7 +29,7 @@ ACCEPTED = f"{main.JOB_FLAGS}, {', '.join(f'--{name}' for name in NAMES)}"
 
 def run(_) -> int:
     main.quiet()
-    for flag in (main.COORDINATOR, main.PROCESSES, main.PROCESS, main.DISTRIBUTED):
+    for flag in (main.COORDINATOR, main.PROCESSES, main.PROCESS, main.DISTRIBUTED, main.MEET):
         if flag.present:
             raise UserError(f"--{flag.name}: found with jaxdistill.cache, which is one process; {ACCEPTED}")
     from jaxdistill.training import distributed, loop, teach  # here, so that --help need not wait for JAX

@@ -26,13 +26,14 @@ TOKENS = ("tokens", "rows")  # of text: differ with the tokenizer though the byt
 
 
 class Run(NamedTuple):
-    """A finished run. row: as in results.json. config: every value in force, flat. used: those that it read. splits: facts of its data."""
+    """A finished run. row: as in results.json. config: every value in force, flat. used: those that it read. splits: facts of its data,
+    None where its recipe tells none."""
 
     folder: Path
     row: dict
     config: dict
     used: dict
-    splits: dict
+    splits: dict | None
 
 
 class Side(NamedTuple):
@@ -75,7 +76,7 @@ def read(name: str) -> Side:
         result, manifest = load(path, WRITTEN), load(folder / "manifest.json", WRITTEN)
         try:
             runs[result["row"]["seed"]] = Run(folder, result["row"], plan.leaves(load(folder / "config.json", WRITTEN)),
-                                              result["identity"]["config"], manifest["facts"]["splits"])
+                                              result["identity"]["config"], manifest["facts"].get("splits"))
         except (LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{folder}: not a run's ({type(error).__name__}: {error}); accepted: {WRITTEN}") from None
     return Side(name, runs)
@@ -135,7 +136,7 @@ def check(a: Side, b: Side, metric: str) -> list[int]:
         one, other = a.runs[seed], b.runs[seed]
         if one.folder.resolve() == other.folder.resolve():
             raise UserError(f"nothing to compare: {a.label} and {b.label} are both {one.folder}; accepted: two runs")
-        unlike = plan.difference(_data(one), _data(other), sides=("A", "B"))
+        unlike = plan.difference(_data(one), _data(other), sides=("A", "B")) if None not in (one.splits, other.splits) else []
         if unlike:
             raise UserError(f"unlike data, seed {seed}: {'; '.join(unlike[:4])}; "
                             "accepted: runs on the same training, validation and test split")
@@ -161,7 +162,8 @@ def said(a: Side, b: Side, metric: str, minimize: bool | None, seeds: list[int])
         table.add_column(name, justify="right", overflow="fold")
     pairs = {seed: (a.runs[seed].row, b.runs[seed].row) for seed in seeds}
     for seed, (one, other) in pairs.items():
-        table.add_row(str(seed), headline.show(one[metric]), headline.show(other[metric]), f"{one[metric] - other[metric]:+.4f}")
+        apart = f"{one[metric] - other[metric]:+.4f}".replace("+nan", "nan")
+        table.add_row(str(seed), headline.show(one[metric]), headline.show(other[metric]), apart)
     differ = lambda of: [of(one) - of(other) for one, other in pairs.values()]  # noqa: E731
     lines = [table, headline.sentence("A", "B", metric, minimize, interval(differ(lambda row: row[metric])))]
     rows = [row for pair in pairs.values() for row in pair]
@@ -171,6 +173,9 @@ def said(a: Side, b: Side, metric: str, minimize: bool | None, seeds: list[int])
     left = [f"{side.label} {sorted(side.runs.keys() - set(seeds))}" for side in (a, b) if side.runs.keys() - set(seeds)]
     if left:
         lines.append(f"not paired: the seeds of {', '.join(left)}")
+    untold = [side.label for side in (a, b) if any(side.runs[seed].splits is None for seed in seeds)]
+    if untold:
+        lines.append(f"whether the data are the same is not known: the recipe of {' and of '.join(untold)} has no facts of its splits")
     configs = [{key: value for key, value in side.runs[seeds[0]].used.items() if key != "seed"} for side in (a, b)]
     keys = plan.difference(*configs, sides=("A", "B"))
     lines.append("they differ in " + ("; ".join(keys) if keys else "no key of the config that they read"))

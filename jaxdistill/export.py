@@ -28,11 +28,17 @@ def main(argv: list[str]) -> int:
     folder = exported(flags.workdir, run)
     if flags.out.exists() and (not flags.out.is_dir() or any(flags.out.iterdir())):
         raise UserError(f"{flags.out}: exists already; accepted: a new folder, or an empty one")
+    if (flags.workdir / "runs").resolve() in (flags.out.resolve(), *flags.out.resolve().parents):
+        raise UserError(f"{flags.out}: found within {flags.workdir / 'runs'}, where only the job writes; accepted: a folder elsewhere")
     temporary = flags.out.with_name(f".{flags.out.name}.{os.getpid()}")  # whole or not at all
     try:
         flags.out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(folder, temporary)
         temporary.replace(flags.out)
+    except OSError as error:
+        if error.errno is None:  # of several files, as copytree reports them
+            raise
+        raise UserError(f"{flags.out}: {error.strerror}; accepted: a folder where there is room to write") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{run} exported to {flags.out}")

@@ -5,10 +5,12 @@ goes on from the beginnings of the documents that the job's headline run trains 
 data.field says);
 --config.data.train_path=OUT trains on them, with validation and test as they were.
 
-Document n follows from the seed and n alone. A command that was killed goes on where it was, and ends in the same bytes.
+Document n follows from the seed and n alone; one that reaches --tokens ends in its last whole character. A command that was killed
+goes on where it was, and ends in the same bytes.
 """
 
 import argparse
+import codecs
 import json
 import os
 import sys
@@ -43,6 +45,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, least in (("documents", 1), ("prompt", 0), ("tokens", 0), ("temperature", 0), ("seed", 0), ("batch", 1)):
         if not getattr(flags, name) >= least:
             raise UserError(f"--{name}: found {getattr(flags, name)}; accepted: {least} or more")
+    if flags.seed >= 2**32:  # the key's bits
+        raise UserError(f"--seed: found {flags.seed}; accepted: below 2^32")
     if not 0 < flags.top_p <= 1:
         raise UserError(f"--top_p: found {flags.top_p}; accepted: above 0, and at most 1")
     return flags
@@ -54,7 +58,7 @@ def main(argv: list[str]) -> int:
 
     from jaxdistill import models
     from jaxdistill.data import text, tokenizer
-    from jaxdistill.data.cache import only_writer
+    from jaxdistill.lock import only_writer
     from jaxdistill.training import distributed, store
 
     distributed.alone("one process")
@@ -149,14 +153,31 @@ def write(partial: Path, module, params: dict, tok, prompts: list[list[int]], wa
                 eos=tok.eos, vocab=tok.vocab, **aligned(given, wanted["prompt"] + 1),
             ))
             for prompt, ids, mask in list(zip(given, found.tokens, found.mask, strict=True))[: documents - first]:
+                unended = mask[-1] and ids[-1] != tok.eos
                 ids = [*prompt[1:], *ids[mask & (ids != tok.eos)].tolist()]
-                file.write(json.dumps({wanted["field"]: tok.decode(ids)}, ensure_ascii=False).encode() + b"\n")
+                text = cut_off(tok, ids) if unended else tok.decode(ids)
+                file.write(json.dumps({wanted["field"]: text}, ensure_ascii=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
             tokens += int(found.mask.sum())
             if time.monotonic() - said > 10 or first + batch >= documents:
                 said = time.monotonic()
                 print(f"{min(first + batch, documents):>9,}/{documents:,} documents, {tokens / (said - since):,.0f} new tokens/s")
+
+
+def cut_off(tok, ids: list[int]) -> str:
+    """The text of ids after which there was no room: without the bytes at its end that only begin a character. Bytes that no character
+    begins with are the model's own, and stay what they decode to."""
+    from jaxdistill.data.tokenizer import token_pieces
+
+    pieces, reader = token_pieces(tok), codecs.getincrementaldecoder("utf-8")("replace")
+    reader.decode(b"".join(pieces[id] or b" " for id in ids))  # (a special token has no bytes, but is text)
+    begun = len(reader.getstate()[0])  # bytes, 3 at most
+    while begun and begun >= len(pieces[ids[-1]]):
+        begun -= len(pieces[ids[-1]])
+        ids = ids[:-1]
+    text = tok.decode(ids)
+    return text[:-1] if begun else text  # in the last id they may follow others: there they are one U+FFFD
 
 
 def cli() -> None:

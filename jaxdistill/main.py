@@ -18,7 +18,8 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxdistill import UserError, command
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The job: configs/kd.py, or one of yours.")
+ARGV: list[str] = []  # filled by `parse`: the flag would read sys.argv here and now, and raise what is wrong with a --flagfile in it
+CONFIG = config_flags.DEFINE_config_file("config", None, "The job: configs/kd.py, or one of yours.", sys_argv=ARGV)
 WORKDIR = flags.DEFINE_string("workdir", "workdir", "Where the job lives. The same command there goes on with it.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build and check everything, print the plan, train nothing.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where the processes of this job meet.")
@@ -54,7 +55,7 @@ def work(first: bool) -> int:
     try:
         loop.run(CONFIG.value, WORKDIR.value)
         if first:
-            report.main(["report", WORKDIR.value])
+            report.main(["report", str(Path(WORKDIR.value).expanduser())])
     except (loop.Interrupted, loop.Sick) as stop:
         if first:
             print(stop, file=sys.stderr)
@@ -76,10 +77,12 @@ def quiet(process: int = 0) -> None:
 
 def parse(argv: list[str], accepted: str = ACCEPTED_FLAGS) -> list[str]:
     """absl's flags; whatever is wrong with them or with the config file becomes one line."""
+    argv = [re.sub(r"^--?config=~(?=/)", f"--config={Path.home()}", arg) for arg in argv]  # no shell opens a ~ there
+    ARGV[:] = argv
     check_config(argv)
     try:
         rest = flags.FLAGS(argv)
-    except flags.Error as error:
+    except (flags.Error, ValueError, IndexError) as error:  # (absl checks not everything itself)
         raise UserError(f"flags: {error}" + (f"; {accepted}" if isinstance(error, flags.UnrecognizedFlagError) else "")) from None
     if not isinstance(CONFIG.value, ConfigDict):
         raise UserError(f"--config: missing; {ACCEPTED}")
@@ -114,6 +117,8 @@ def check_config(argv: list[str]) -> None:
                 keys = ", ".join(section) if isinstance(section, ConfigDict) else "no key below it"
                 raise UserError(f"{arg}: {file} has no such key; accepted: {keys}")
             section = section[key]
+        if name and name[1].endswith("]") and isinstance(section, tuple):
+            raise UserError(f"{arg}: found a place in a tuple; accepted: the whole, as in --config.{name[1].partition('[')[0]}={section}")
 
 
 def cli() -> None:

@@ -4,10 +4,14 @@ A recipe file exposes `make(config) -> Recipe`. It fits nothing and reads no dev
 whatever it returns and knows no task. The two wings meet here and nowhere else.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import importlib
+import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdistill import UserError
 
+_LOADED: dict[str, tuple] = {}  # a recipe's module -> (its `make`, the source of it when this was first seen)
 STAND_IN = "stand_in"  # a file in the folders of untrained models that stand, in checks, for what earlier runs will train
 
 
@@ -275,6 +280,36 @@ def on_host(tree: Any) -> Any:
 def load(name: str) -> Callable[[Any], Recipe]:
     """`name` -> that recipe's `make`. A bare name is a file of jaxdistill.recipes; a dotted path is any
     importable module of yours that has `make(config) -> Recipe`."""
+    module = _module(name)
+    if _LOADED.get(module.__name__, (None,))[0] is not module.make:  # a first look, or a module that was reloaded
+        _LOADED[module.__name__] = module.make, _source(module)
+    return module.make
+
+
+def code(name: str) -> str | None:
+    """SHA-256 of the source that a recipe from outside the package was loaded from; None where there is no source, and of the package's
+    own recipes, which its version tells apart."""
+    load(name)
+    return _LOADED[_module(name).__name__][1]
+
+
+def unedited(name: str) -> None:
+    """Raises UserError: the recipe's source is no longer what was loaded, and runs."""
+    if code(name) != _source(_module(name)):
+        raise UserError(f"recipe: found {name!r} edited since it was imported; accepted: a restart of Python, so that what is written runs")
+
+
+def _source(module) -> str | None:
+    if module.__name__.split(".")[0] == __package__:
+        return None
+    # A module made in a notebook has no file, but its functions know their cells.
+    for read in (lambda: Path(inspect.getsourcefile(module)).read_bytes(), lambda: inspect.getsource(module.make).encode()):
+        with contextlib.suppress(OSError, TypeError):
+            return hashlib.sha256(read()).hexdigest()
+    return None
+
+
+def _module(name: str):
     path = name if "." in name else f"jaxdistill.recipes.{name}"
     refused = UserError(
         f"recipe: found {name!r}, which has no `make`; accepted: a file of jaxdistill/recipes "
@@ -290,4 +325,4 @@ def load(name: str) -> Callable[[Any], Recipe]:
         raise refused from None
     if not hasattr(module, "make"):
         raise refused
-    return module.make
+    return module

@@ -1,7 +1,8 @@
 """python -m jaxdistill.report WORKDIR [WORKDIR ...] [--out=FILE]: the table on the terminal, curves.png and report.html in the workdir.
 
 report.html is one self-contained page: no server, no network. Of several workdirs it shows them side by side; it is then
-comparison.html in the first one. Works on a running, finished or crashed job.
+comparison.html in the first one. With --out=FILE nothing is written but FILE and, beside it, the curves (curves_1.png, ... of several).
+Works on a running, finished or crashed job.
 """
 
 import argparse
@@ -32,8 +33,11 @@ def main(argv: list[str]) -> int:
     read = {title: records.read(workdir) for title, workdir in titles(flags.workdir).items()}
     jobs = [Shown(title, job, rules.judge(job)) for title, job in read.items()]
     doctor.tell(lambda console: [show(console, one, several=len(jobs) > 1) for one in jobs])
-    written = [curves(one) for one in jobs]
-    out = flags.out or flags.workdir[0] / ("report.html" if len(jobs) == 1 else "comparison.html")
+    out = (flags.out or flags.workdir[0] / ("report.html" if len(jobs) == 1 else "comparison.html")).expanduser()
+    places = [one.job.workdir / "curves.png" for one in jobs]
+    if flags.out:
+        places = [out.with_name("curves.png" if len(jobs) == 1 else f"curves_{number}.png") for number in range(1, len(jobs) + 1)]
+    written = [curves(one, place) for one, place in zip(jobs, places, strict=True)]
     try:
         out.write_text(page(jobs, unlike([one.job for one in jobs])))
     except OSError as error:
@@ -79,19 +83,18 @@ def show(console: Console, one: Shown, *, several: bool) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def curves(one: Shown) -> Path | None:
-    """Writes curves.png, where there are any."""
+def curves(one: Shown, path: Path) -> Path | None:
+    """Writes them, where there are any."""
     figure, (axis,) = plots.new_figure()
     if not validation(one, axis):
         return None
     name = headline.label(one.metric)
     axis.set(ylabel=name, title=f"{name} on the validation split")
     axis.legend(fontsize=8, frameon=False)
-    path = one.job.workdir / "curves.png"
     try:
         figure.savefig(path, dpi=110)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; accepted: a workdir that can be written") from None
+        raise UserError(f"{path}: {error.strerror}; accepted: a folder that can be written (--out names another)") from None
     return path
 
 

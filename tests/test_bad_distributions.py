@@ -42,11 +42,18 @@ def files(tmp_path_factory) -> Path:
         "single": dict(x=x, target=target, group=np.zeros(40)),
         "three": dict(x=x, target=target, split=np.asarray(["train"] * 20 + ["validation"] * 10 + ["test"] * 10)),
         "train_only": dict(x=x, target=target, split=np.asarray(["train"] * 40)),
-        "text": dict(x=np.asarray([["a"] * 3] * 40), target=target),
+        "text": dict(x=np.asarray([["a"] * 3] * 40), target=target), "scalar": dict(x=x, target=target, group=np.float64(3)),
         "minus": dict(x=x, votes=put(votes, 3, -1)), "half": dict(x=x, votes=put(votes, 3, 0.5)), "none": dict(x=x, votes=0 * votes),
     }.items():  # fmt: skip
         np.savez(root / f"{name}.npz", **arrays)
     (root / "broken.npz").write_text("no zip")
+    (root / "void.npz").write_bytes(b"")
+    with open(root / "single_array.npz", "wb") as file:
+        np.save(file, x)
+    scipy.io.savemat(root / "damaged.mat", {"features": x, "labels": target}, do_compression=True)
+    raw = bytearray((root / "damaged.mat").read_bytes())
+    raw[200:1200:7] = bytes(byte ^ 0x3C for byte in raw[200:1200:7])
+    (root / "damaged.mat").write_bytes(raw)
     (root / "broken.parquet").write_text("no table")
     (root / "broken.mat").write_text("no matrix")
     scipy.io.savemat(root / "other.mat", {"features": x, "scores": target})
@@ -56,6 +63,7 @@ def files(tmp_path_factory) -> Path:
     for name, rows in {"votes": [row] * 9, "ragged": [row] * 3 + [[1, 2]], "word": [row] * 3 + [["x", 2, 3]], "empty": []}.items():
         with open(root / f"{name}.csv", "w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
+    (root / "twice.csv").write_text("a,yes, a,no\n" + "1,2,3,4\n" * 9)
     return root
 
 
@@ -97,6 +105,10 @@ def votes(name: str, **more) -> dict:
     pytest.param(table("broken.npz"), "broken.npz': not a readable .npz file", id="text for arrays"),
     pytest.param(table("broken.parquet", target=("t0",)), "broken.parquet': not a readable .parquet file", id="text for a table"),
     pytest.param(table("broken.mat") | {"data.source": "mat"}, "broken.mat': not a readable .mat file", id="text for matrices"),
+    pytest.param(table("void.npz"), "void.npz': not a readable .npz file", id="an empty file for arrays"),
+    pytest.param(table("single_array.npz"), "single_array.npz': not a readable .npz file", id="an .npy under another name"),
+    pytest.param(table("damaged.mat") | {"data.source": "mat"}, "damaged.mat': not a readable .mat file", id="damaged matrices"),
+    pytest.param(table("scalar.npz"), "scalar.npz': group is () beside 40 rows of inputs; accepted: one for each", id="no groups"),
     pytest.param(table("other.mat") | {"data.source": "mat"}, "other.mat': has features, scores, no labels", id="matrices of other names"),
     pytest.param(table("unnamed.npz"), "unnamed.npz': has features, target, no x; accepted: x [rows, inputs]", id="arrays of other names"),
     pytest.param(table("text.npz"), "text.npz': inputs are <U1 (40, 3); accepted: numbers [rows, columns]", id="words for numbers"),
@@ -129,6 +141,8 @@ def votes(name: str, **more) -> dict:
     pytest.param(votes("votes.csv"), "config key data.target: found (); accepted: columns of data.path", id="no columns of votes"),
     pytest.param(votes("ragged.csv", target=("yes", "no")), "ragged.csv': line 5 has 2 fields, the first 3", id="ragged lines"),
     pytest.param(votes("word.csv", target=("yes", "no")), "word.csv': column 'a' holds 'x'; accepted: numbers", id="word among numbers"),
+    pytest.param(votes("twice.csv", target=("yes", "no")), "twice.csv': column 'a' is there twice; accepted: each name once",
+                 id="a column twice"),
     pytest.param(votes("empty.csv", target=("yes", "no")), "empty.csv': 1 lines; accepted: a line of names and one for each",
                  id="no lines"),
     pytest.param(votes("votes.csv", target=("yes", "no"), reject=("NF",)), "config key data.reject: found 'NF'", id="nothing to reject"),

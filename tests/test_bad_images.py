@@ -48,6 +48,7 @@ def files(tmp_path_factory) -> Path:
     for name, arrays in {
         "good": dict(x=image, y=label, drawer=label), "unnamed": dict(pixels=image, y=label), "floats": dict(x=image / 2, y=label),
         "short": dict(x=image, y=label[:9]), "negative": dict(x=image, y=label - 1),
+        "flat": dict(x=image[:, :0], y=label),
     }.items():
         np.savez(root / f"{name}.npz", **arrays)
     (root / "text.npz").write_text("not a zip")
@@ -129,6 +130,7 @@ REID = {"data.task": "reid", "data.classes": 8, "data.test_families": (), "monit
     pytest.param(npz("text"), "text.npz': not a readable .npz file", id="text for arrays"),
     pytest.param(npz("unnamed"), "unnamed.npz: has pixels, y; accepted: an array image or images or x", id="arrays of other names"),
     pytest.param(npz("floats"), "floats.npz: images are float64", id="images of floats"),
+    pytest.param(npz("flat"), "flat.npz: images are (40, 0, 16), without a pixel; accepted: one or more each way", id="no pixels"),
     pytest.param(npz("short"), "short.npz: labels is int64 (9,); accepted: whole numbers or text [40]", id="fewer labels than images"),
     pytest.param(npz("negative"), "negative.npz': label -1 in classification", id="junk in classification"),
     pytest.param(npz("good", **{"data.camera": "pen"}), "config key data.camera: found 'pen'; accepted: an array of", id="unknown camera"),

@@ -19,7 +19,7 @@ from configs import kd
 from jaxdistill import export, report
 from jaxdistill.data import tokenizer
 from jaxdistill.models import gpt2
-from jaxdistill.training import loop, prepare
+from jaxdistill.training import loop, prepare, store
 from jaxdistill.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +132,10 @@ KD = "--config=configs/kd.py:smoke"
     pytest.param([KD, "--config.train.stpes=3"], "stpes=3: configs/kd.py has no such key; accepted: batch", id="unknown key"),
     pytest.param([KD, "--config.train.steps.x=3"], "--config.train.steps.x=3: configs/kd.py has no such key", id="key below a value"),
     pytest.param([KD, "--config.train.steps=many"], "--config.train.steps=many: invalid literal for int()", id="wrong type"),
+    pytest.param([KD, "--config.seeds[0]=5"], "[0]=5: found a place in a tuple; accepted: the whole, as in --config.seeds=(0", id="place"),
+    pytest.param([KD, "--config.seeds[9]=5"], "[9]=5: found a place in a tuple", id="place that is none"),
+    pytest.param([KD, "--flagfile=/nowhere"], "Unable to open flagfile: [Errno 2]", id="missing flag file"),
+    pytest.param([KD, "--nodry_run=3"], "--nodry_run=3 does not take an argument", id="value for a switch"),
     pytest.param([KD, "--config.train=3"], "--config.train=3: Failed to parse '3'", id="value for a section"),
     pytest.param(["--config.train.steps=3", KD], "--config.train.steps=3 in argv before a value for --config", id="key before config"),
     pytest.param(["--config=configs/kd.py:tiny"], "found variant 'tiny'; accepted: smoke, seeds, document", id="unknown variant"),
@@ -178,6 +182,7 @@ NO_TEACHER = {"teacher.path": "", "runs": ("kd",), "run.teacher.fills": ""}
     pytest.param({"runs": ("kd", "kd")}, "config key runs: found 'kd' twice", id="run named twice"),
     pytest.param({"headline": "kdd"}, "config key headline: found 'kdd'; accepted: ce_only, ", id="unknown headline"),
     pytest.param({"seeds": (0, 0)}, "config key seeds: found (0, 0); accepted: different whole numbers", id="duplicate seeds"),
+    pytest.param({"seeds": (2**32,)}, "seeds: found (4294967296,); accepted: different whole numbers below 2^32", id="wide seed"),
     pytest.param({"runs": ("ce_only_same_seconds", "kd")}, "run.ce_only_same_seconds.seconds_of: found 'kd'", id="paced by a later run"),
     pytest.param({"run.kd.recipe": "nosuch"}, "recipe: found 'nosuch'", id="unknown recipe"),
     pytest.param({"run.kd.recipe": "tests.jobs"}, "recipe: found 'tests.jobs', which has no `make`", id="module without make"),
@@ -191,10 +196,14 @@ NO_TEACHER = {"teacher.path": "", "runs": ("kd",), "run.teacher.fills": ""}
     pytest.param({"data.source": "jsonl", "data.path": "{files}/cut.jsonl"}, "cut.jsonl, line 2: not JSON", id="malformed line"),
     pytest.param({"data.source": "jsonl", "data.path": "{files}/other.jsonl"}, "has only 'body'", id="missing field"),
     pytest.param({"data.source": "csv"}, "data.source 'csv': stdlib | files", id="unknown source"),
+    pytest.param({"data.length": 1}, "data.length 1: 2 or more is accepted", id="rows of one label"),
+    pytest.param({"data.tokenizer": "", "data.vocab": 2**31}, "data.vocab 2147483648: 257 (all bytes", id="a vocabulary beyond memory"),
     pytest.param({"data.tokenizer": "{files}/nowhere"}, "nowhere': not found", id="missing tokenizer"),
     pytest.param({"data.train_tokens": 10**6}, "data.train_tokens 1000000: the train split has", id="more tokens than there are"),
     # Models
     pytest.param({"teacher.path": "{files}/nowhere"}, "nowhere: found nothing; accepted: a folder", id="no teacher folder"),
+    pytest.param({"teacher.cache": (5,)}, "config key teacher.cache: found (5,); accepted: a folder, or a tuple", id="no folder's name"),
+    pytest.param({"teacher.cache": 5}, "config key teacher.cache: found 5; accepted: a folder, or a tuple", id="a number for a folder"),
     pytest.param({"teacher.path": "{files}/no_config"}, "no_config/config.json: not found", id="no config.json"),
     pytest.param({"teacher.path": "{files}/bad_config"}, "bad_config/config.json: not readable as JSON", id="corrupted config.json"),
     pytest.param({"teacher.path": "{files}/mamba"}, "model_type: found 'mamba'; accepted: gpt2, llama, qwen2", id="another model"),
@@ -278,6 +287,8 @@ def test_a_workdir_below_a_file(files, tmp_path, refused):
     pytest.param(export, ["{job}"], "usage: python -m jaxdistill.export WORKDIR OUT", id="export to nowhere"),
     pytest.param(export, ["{job}", "{tmp}/out", "--run=kd-1"], "--run: found 'kd-1', which is not a finished run of", id="unfinished run"),
     pytest.param(export, ["{job}", "{files}/text"], "files0/text: exists already; accepted: a new folder", id="export into a full folder"),
+    pytest.param(export, ["{job}", "{job}/runs/kd-0/export/sub"], "sub: found within {job}/runs, where only the", id="export into runs"),
+    pytest.param(export, ["{job}", "{files}/one/a.txt/x"], "one/a.txt/x: File exists; accepted: a folder where", id="export below a file"),
     pytest.param(report, ["{tmp}"], "config.json: No such file or directory; accepted: the workdir of a job", id="report of no job"),
     pytest.param(report, [], "usage: python -m jaxdistill.report WORKDIR [WORKDIR ...]", id="report of nothing"),
     pytest.param(report, ["{job}", "{job}/runs/.."], "workdirs: found {job} twice; accepted: each once", id="report of one job twice"),
@@ -307,7 +318,7 @@ def test_a_disk_that_is_full_at_the_start(files, tmp_path, refused, monkeypatch)
         patch.setattr(Path, "write_text", full)
         assert "No space left on device; accepted: a folder that can be written" in refused(
             lambda: loop.run(job(files), tmp_path / "w", quiet=True))
-    assert not list((tmp_path / "w").iterdir())
+    assert [path.name for path in (tmp_path / "w").iterdir()] == [store.RUNNING]
 
 
 def test_a_disk_that_fills_up(files, finished, tmp_path, refused, monkeypatch):

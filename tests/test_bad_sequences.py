@@ -28,6 +28,7 @@ def files(tmp_path_factory) -> Path:
         "parts": {"split": np.where(split == "test", "testing", "train")}, "unseen": {"y": np.where(subject == 5, 9, y)},
         "few": {"y": np.where((y == 3) & (subject > 0), 0, y)}, "one": {"y": y * 0}, "text": {"x": np.full((48, 5, 3), "a")},
         "flat": {"x": np.arange(48)}, "titles": {"class_names": np.asarray(["a", "b"])},
+        "rowless": {"x": x[:0], "y": y[:0], "subject": y[:0]},
     }.items():
         np.savez(root / f"{name}.npz", **({"x": x, "y": y, "subject": subject} | arrays))
     np.savez(root / "frames.npz", frames=x, y=y)
@@ -47,6 +48,7 @@ def files(tmp_path_factory) -> Path:
         (root / f"{name}.csv").write_text("\n".join([*table[:4], row, *table[5:]]))
     (root / "header.csv").write_text(table[0])
     (root / "void.csv").write_text("")
+    (root / "twice.csv").write_text("\n".join(["id,kind,a,a", *table[1:]]))
 
     body = moving(0, 4, 0.1)
     for name in ("cut", "joints", "numbers", "words", "names", "bodies", "nan", "skipped"):
@@ -148,6 +150,7 @@ def utd(name: str) -> dict:
     pytest.param(npz("inf"), "inf.npz, sequence 9, frame 0, column 0, 0: found inf; accepted: finite numbers", id="beyond float32"),
     pytest.param(npz("zeros"), "sequence 30: all 5 frames are zeros, as padding is; accepted: sequences with frames", id="all padding"),
     pytest.param(npz("empty"), "empty.npz: length of sequence 16 is 0; accepted: 1 to 5 (frames beyond it are padding)", id="zero length"),
+    pytest.param(npz("rowless"), "rowless.npz: no sequence in it; accepted: one or more", id="no rows"),
     pytest.param(npz("long"), "long.npz: length of sequence 0 is 6; accepted: 1 to 5", id="length beyond x"),
     pytest.param(npz("short"), "short.npz: y is int64 (9,); accepted: whole numbers or text [48], one for each", id="short labels"),
     pytest.param(npz("unnamed"), "unnamed.npz: y is float64 (48,); accepted: whole numbers or text", id="labels of floats"),
@@ -171,6 +174,7 @@ def utd(name: str) -> dict:
     pytest.param(csv("huge"), "huge.csv, row 4, column 'a': found '1e60'; accepted: a finite number", id="too large for float32"),
     pytest.param(csv("narrow"), "narrow.csv, row 4: found 3 cells; accepted: 4, as in the header", id="short row"),
     pytest.param(csv("header"), "header.csv: 0 rows of 3 features; accepted: one or more of each", id="header alone"),
+    pytest.param(csv("twice"), "twice.csv: column 'a' is there twice; accepted: each name once", id="column twice"),
     pytest.param(csv("void"), "config key data.label: found 'kind'; accepted: a column of ", id="empty table"),
     # Skeletons
     pytest.param(ntu("gone"), "ntu_gone': not found; accepted: a folder of *.skeleton", id="missing folder"),

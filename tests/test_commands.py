@@ -36,7 +36,7 @@ from jaxdistill.recipes.lm import LMConfig
 from jaxdistill.recipes.on_policy import OnPolicyConfig
 from jaxdistill.recipes.reactions import ReactConfig
 from jaxdistill.recipes.soft_options import SoftConfig
-from jaxdistill.training import loop, plan, preflight
+from jaxdistill.training import loop, manifest, plan, preflight
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["red", "green", "blue", "one", "two", "three", "four", "five", "while", "until", "under", "over"]
@@ -209,14 +209,18 @@ def test_predicted_flops_do_not_depend_on_micro_batches(folder, capsys):
     assert flops(4) == pytest.approx(flops(1), rel=0.1)
 
 
-def test_dry_run_of_folders(folder, capsys):
-    """configs/kd_gpt2.py on two local folders: a given teacher is measured, and never trained."""
+def test_dry_run_of_folders(folder, capsys, monkeypatch):
+    """configs/kd_gpt2.py on two local folders: a given teacher is measured, and never trained. What its data lack is said."""
+    measured, lacking = manifest.preflight, {"leaks": ["2 rows of test train too"], "unseen_classes": ["elk", "fox"]}
+    monkeypatch.setattr(manifest, "preflight", lambda *args: measured(*args) | lacking)
     keys = {"teacher.path": str(folder / "teacher"), "student.path": str(folder / "student"), "data.path": str(folder / "text"),
             "mesh": (1, 1, 1), "data.length": 16, "data.validation": 0.2, "data.test": 0.2, "train.batch": 8}
     preflight.dry_run(set_keys(kd_gpt2.get_config(), keys))
     said = capsys.readouterr().out
     assert "teacher: 0 updates" in said
     assert "kd: 20000 updates of 8 in 4 micro-batches" in said
+    assert "warning: 2 rows of test train too" in said
+    assert "warning: 2 classes never train: elk, fox" in said
     assert "first batch, decoded:" in said
     assert "predicted peak memory of a device:" in said
 

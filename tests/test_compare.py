@@ -1,5 +1,6 @@
 """compare: the statistics of a paired comparison, and what is no comparison."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -108,6 +109,15 @@ def test_the_same_bytes_in_other_tokens_are_the_same_data(tmp_path, capsys):
     assert "one seed" in said(capsys, tmp_path / "a", tmp_path / "b")
 
 
+def test_data_of_which_nothing_is_told(folder, tmp_path, capsys):
+    other = spoilt(tmp_path)
+    path = other / "runs/kd-0/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"facts": {}}))
+    found = said(capsys, folder / "a", other)
+    assert "one seed" in found
+    assert f"whether the data are the same is not known: the recipe of {other} has no facts of its splits" in found
+
+
 @pytest.mark.parametrize(("args", "line"), [
     (["{a}"], "usage: python -m jaxdistill.compare A B [--metric=NAME]: "),
     (["{a}", "{a}"], "nothing to compare: {a} and {a} are both {a}/runs/kd-0; accepted: two runs"),
@@ -127,6 +137,15 @@ def test_a_damaged_result_is_one_line(tmp_path):
     (job / "runs/kd-0/result.json").write_text('{"row": {"seed": 0}}')
     with pytest.raises(UserError, match="kd-0: not a run's .*identity.*; accepted: the file as it was written"):
         compare.main(["compare", str(job), str(job)])
+
+
+def test_a_metric_that_is_not_finite_is_said_so(tmp_path, capsys):
+    for name, values in (("a", (1.0, "nan")), ("b", ("inf", 1.0))):
+        workdirs.job(tmp_path / name, [workdirs.run(tmp_path / name, "kd", seed, {"nll": nll}) for seed, nll in enumerate(values)])
+    found = said(capsys, tmp_path / "a", tmp_path / "b")
+    assert "0 │ 1.000 │ inf │ -inf │ │ 1 │ nan │ 1.000 │ nan │" in found
+    assert "A and B cannot be compared by nll: it is not finite" in found
+    assert interval([math.nan, 1.0])["interval"] is None
 
 
 def test_a_difference_in_words():

@@ -90,15 +90,15 @@ class Paired:
         return len(self.packed)
 
     @property
-    def aligned(self) -> int:
-        """Number of labels that count and at whose place the teacher has a state too, over all rows.
+    def labels(self) -> np.ndarray:
+        """int32: the labels that count and at whose place the teacher has a state too, over all rows, in order.
 
-        The others, of `packed.predicted`: no token of the teacher ends there, or it straddles the beginning of the row, or
+        The others, of `packed.labels`: no token of the teacher ends there, or it straddles the beginning of the row, or
         it is beyond the `width` inputs of the row.
         """
         place = np.delete(np.arange(len(self.packed.stream) - 1), self.packed.starts[1:] - 1)  # all but the ends of documents
         beside = self._beside(place, place // self.packed.length)
-        return int(np.sum((beside >= 0) & (beside < self.width)))
+        return self.packed.stream[place + 1][(beside >= 0) & (beside < self.width)]
 
     def rows(self, index) -> dict[str, np.ndarray]:
         """The rows `index` [B]: int32, those of `Packed.rows` as they are, and M = `width` with
@@ -162,7 +162,7 @@ def pair(packed: Packed, sizes: np.ndarray, stream: np.ndarray, starts: np.ndarr
       stream, starts: the teacher's tokens of the same documents, whole; they are cut where the student's text ends.
       teacher_sizes: int32 [vocab of the teacher].
       cap: at most so many labels in a row of the teacher; 0: as many as the longest needs. Tokens beyond are left out, and
-        `Paired.aligned` counts what remains.
+        `Paired.labels` are what remains.
 
     Raises:
       ValueError: the documents are not the same, in number or in bytes.

@@ -12,8 +12,6 @@ import os
 import pathlib
 import tempfile
 
-from jaxdistill import UserError
-
 logger = logging.getLogger(__name__)
 
 
@@ -54,25 +52,6 @@ def _found(path: pathlib.Path, read) -> tuple:
     except Exception as error:  # a damaged file may raise anything (zip, JSON, Rust): whatever it is, the cure is the same
         logger.warning("cache entry %s is unreadable (%s); it is made again", path, error)
     return ()
-
-
-@contextlib.contextmanager
-def only_writer(lock: pathlib.Path, what: str):
-    """Refuses a second process that would write `what`, until the first is done or dead (the file `lock` stays). Where files cannot be
-    locked it does not."""
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
-    except OSError as error:
-        raise UserError(f"{lock.parent}: {error.strerror}; accepted: a folder that can be written") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{what}: another process is writing it; accepted: one at a time") from None
-        except OSError:
-            pass
-        yield
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ Each source returns a `Table`, unchecked but for its own form: what holds of all
 import csv
 import importlib.util
 import os
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -80,12 +79,11 @@ def votes(config) -> Table:
 def mat(config) -> Table:
     """A .mat set of label-distribution learning (Geng, TKDE 2016): features [N, F] and labels [N, K]."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     where = _path(config, ".mat")
     try:
         found = loadmat(config.path)
-    except (MatReadError, OSError, ValueError, TypeError, NotImplementedError, zipfile.BadZipFile) as error:
+    except Exception as error:  # header, compression or matrix damage: scipy raises many kinds
         raise UserError(f"{where}: not a readable .mat file ({_first(error)}); accepted: one of MATLAB's versions before 7.3") from None
     if missing := {"features", "labels"} - found.keys():
         has = ", ".join(name for name in found if not name.startswith("__"))
@@ -132,14 +130,17 @@ def _csv(path: str, where: str) -> dict[str, np.ndarray]:
     odd = next((i for i, row in enumerate(rows) if len(row) != len(rows[0])), None)
     if odd is not None:
         raise UserError(f"{where}: line {odd + 1} has {len(rows[odd])} fields, the first {len(rows[0])}; accepted: as many in each")
-    return {name.strip(): np.asarray(column) for name, column in zip(rows[0], zip(*rows[1:], strict=True), strict=True)}
+    header = [name.strip() for name in rows[0]]
+    if twice := [name for i, name in enumerate(header) if name in header[:i]]:
+        raise UserError(f"{where}: column {twice[0]!r} is there twice; accepted: each name once")
+    return {name: np.asarray(column) for name, column in zip(header, zip(*rows[1:], strict=True), strict=True)}
 
 
 def _npz(config, where: str, kind: str) -> Table:
     try:
         with np.load(config.path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zip, pickle or header damage: numpy raises many kinds
         raise UserError(f"{where}: not a readable .npz file ({_first(error)}); accepted: arrays that numpy.savez wrote") from None
     if missing := [name for name in ("x", kind) if name not in found]:
         raise UserError(f"{where}: has {', '.join(found) or 'nothing'}, no {missing[0]}; accepted: x [rows, inputs] and {kind} "
@@ -156,7 +157,7 @@ def _arrays(where: str, x, target, group, part) -> Table:
         if value.ndim != 2 or value.dtype.kind not in "fiub" or not value.size:
             raise UserError(f"{where}: {name} are {value.dtype} {value.shape}; accepted: numbers [rows, columns]")
     for name, value in (("target", target), ("group", group), ("split", part)):
-        if value is not None and (len(value) != len(x) or (name != "target" and value.ndim != 1)):
+        if value is not None and (value.shape[:1] != (len(x),) or (name != "target" and value.ndim != 1)):
             raise UserError(f"{where}: {name} is {value.shape} beside {len(x)} rows of inputs; accepted: one for each")
     columns, classes = tuple(f"column {i}" for i in range(x.shape[1])), tuple(str(i) for i in range(target.shape[1]))
     row = np.arange(len(x))

@@ -5,6 +5,7 @@ Documents without a single byte are left out and counted: there is nothing in th
 """
 
 import collections
+import contextlib
 import glob
 import json
 import os
@@ -68,11 +69,14 @@ def _jsonl(config, counts):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
+            content = _decode(line, where, config, counts)
             try:
-                record = json.loads(_decode(line, where, config, counts))
+                record = json.loads(content)
             except json.JSONDecodeError as error:
                 found = f"not JSON ({error.msg} at character {error.pos})"
                 raise UserError(f"{where}: {found}; one JSON object a line is accepted") from None
+            except (ValueError, RecursionError) as error:  # a number of too many digits, brackets in too many brackets
+                raise UserError(f"{where}: JSON beyond what is read ({_first_line(error)}); one JSON object a line is accepted") from None
             if not isinstance(record, dict):
                 raise UserError(f"{where}: a JSON {type(record).__name__}; one JSON object a line is accepted")
             text = _field(record, where, config)
@@ -89,13 +93,11 @@ def _parquet(config, counts):
     types = pyarrow.types
     strings = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
     for path in _paths(config):
-        try:
-            table = pyarrow.parquet.ParquetFile(path)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{path}: not a readable parquet file ({_first_line(error)})") from None
-        with table:
+        with _readable(path, (pyarrow.ArrowException, OSError)), pyarrow.parquet.ParquetFile(path) as table:
             schema = table.schema_arrow
-            kind = _field({name: schema.field(name).type for name in schema.names}, path, config)
+            kind = _field(dict(zip(schema.names, schema.types, strict=True)), path, config)
+            if schema.names.count(config.field) > 1:
+                raise UserError(f"data.field {config.field!r}: {path} has it twice; a column of a name of its own is accepted")
             kind = kind.value_type if types.is_dictionary(kind) else kind
             if not (any(is_kind(kind) for is_kind in strings)):
                 raise UserError(f"data.field {config.field!r}: {path} holds {kind}; a column of strings is accepted")
@@ -109,6 +111,15 @@ def _parquet(config, counts):
                         counts["skipped"] += 1
                     else:
                         yield where, _decode(raw, where, config, counts)
+
+
+@contextlib.contextmanager
+def _readable(path: str, damage: tuple) -> Iterator[None]:
+    """One line for what a damaged parquet file raises, when it is opened or later, where its pages are."""
+    try:
+        yield
+    except damage as error:
+        raise UserError(f"{path}: not a readable parquet file ({_first_line(error)})") from None
 
 
 def _tfds(config, counts):
@@ -160,7 +171,11 @@ def _paths(config) -> list[str]:
 
 def _walk(root: str, suffixes: tuple[str, ...], skip: set[str] = frozenset()) -> Iterator[str]:
     """Files below `root` by suffix, sorted; folders named in `skip` and hidden ones (.git) left out."""
-    for folder, below, names in os.walk(root):
+
+    def unreadable(error: OSError):
+        raise UserError(f"{error.filename}: {error.strerror}; a readable folder is accepted") from None
+
+    for folder, below, names in os.walk(root, onerror=unreadable):
         below[:] = sorted(name for name in below if name not in skip and not name.startswith("."))
         for name in sorted(names):
             if name.lower().endswith(suffixes) and not name.startswith("."):

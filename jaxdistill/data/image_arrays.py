@@ -64,6 +64,8 @@ def npz(config) -> Listing:
     image, label = chosen.values()
     if image.dtype != np.uint8 or not (image.ndim == 3 or (image.ndim == 4 and image.shape[-1] in (1, 3))):
         raise UserError(f"{file}: images are {image.dtype} {image.shape}; accepted: uint8 [N, H, W] or [N, H, W, 1 or 3]")
+    if 0 in image.shape[1:]:
+        raise UserError(f"{file}: images are {image.shape}, without a pixel; accepted: one or more each way")
     _column(file, "labels", label, len(image), "iuU")
     taken_by = _array(config, "camera", file, arrays) if config.camera else arrays.get("camera")
     camera = np.full(len(image), UNKNOWN) if taken_by is None else _column(file, config.camera or "camera", taken_by, len(image), "iu")

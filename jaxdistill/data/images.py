@@ -176,7 +176,7 @@ class ImageSet:
       splits: "train", "validation" (unless data.validation is 0 and the source has none), "test" -> Split.
       classes: names of the training labels, in order.
       facts: JSON-able identity and size of what was read. The fingerprints are of names, labels, cameras, and the content of images,
-        of files their size in bytes.
+        of files their size and both ends.
     """
 
     splits: dict[str, Split]

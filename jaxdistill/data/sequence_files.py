@@ -89,6 +89,8 @@ def _joined(config, files: dict[Path, str | None]) -> Listing:
         labels += columns[-1].pop("y").tolist()
         names += [f"{part or 'sequence'} {i}" for i in range(count)]  # whatever the file is called: the splits hash it
         sequences += [finite(row[:frames], file, i) for i, (row, frames) in enumerate(zip(x, length.tolist(), strict=True))]
+    if not names:
+        raise UserError(f"{next(iter(files))}: no sequence in it; accepted: one or more")
     shared = [name for name in columns[0] if all(name in each for each in columns)]
     titles = [arrays["class_names"] for arrays in stored.values() if "class_names" in arrays]
     if titles and (titles[0].ndim != 1 or any(type(label) is str or not 0 <= label < len(titles[0]) for label in labels)):
@@ -135,6 +137,8 @@ def csv(config) -> Listing:
             header, *rows = [row for row in tables.reader(file) if row] or [[]]
     except (OSError, UnicodeDecodeError, tables.Error) as error:
         raise UserError(f"data.path {config.path!r}: {first_line(error)}; accepted: a .csv file with a header") from None
+    if twice := [name for i, name in enumerate(header) if name in header[:i]]:
+        raise UserError(f"{path}: column {twice[0]!r} is there twice; accepted: each name once")
     place = {name: i for i, name in enumerate(header)}
     for key in ("label", *(["group"] if config.split == "groups" else [])):
         if getattr(config, key) not in place:

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxdistill import UserError, read_json
 from jaxdistill.data import shards
-from jaxdistill.data.cache import only_writer
+from jaxdistill.lock import only_writer
 
 VERSION = 1
 MANIFEST, BEGUN = "manifest.json", "begun.json"
@@ -117,7 +117,7 @@ class Cache:
     made: what it was made from. digest: of its manifest, hence of its contents: two of the same digest say the same."""
 
     def __init__(self, folder: str | Path, key: str = "teacher.cache"):
-        self.folder, self.key = Path(folder), key
+        self.folder, self.key = Path(folder).expanduser(), key
         accepted = "accepted: a folder that python -m jaxdistill.cache has filled"
         if not (self.folder / MANIFEST).is_file():
             begun = (self.folder / BEGUN).is_file()

@@ -22,6 +22,8 @@ from jaxdistill.data.documents import SOURCES, documents
 from jaxdistill.data.packing import Packed
 from jaxdistill.data.tokenizer import SMALLEST_VOCAB, Tokenizer
 
+LARGEST_VOCAB = 2**20  # several times that of any language model; the trainer makes room for all of it at once
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -53,10 +55,10 @@ class TextConfig:
             self._refuse("invalid_utf8", "error | replace")
         if not self.field:
             self._refuse("field", "a field's name")
-        if not self.tokenizer and self.vocab < SMALLEST_VOCAB:
-            self._refuse("vocab", f"{SMALLEST_VOCAB} (all bytes and the end of text) or more")
-        if self.length < 1:
-            self._refuse("length", "1 or more")
+        if not self.tokenizer and not SMALLEST_VOCAB <= self.vocab <= LARGEST_VOCAB:
+            self._refuse("vocab", f"{SMALLEST_VOCAB} (all bytes and the end of text) to {LARGEST_VOCAB}")
+        if self.length < 2:
+            self._refuse("length", "2 or more")
         for name in ("validation", "test"):
             if not 0 < getattr(self, name) < 1:
                 self._refuse(name, "a fraction above 0 and below 1")
@@ -174,7 +176,7 @@ def paired(config: TextConfig, teacher: str, cap: int = 0) -> Corpus:
         stream, starts = _tokenized(parts[side][:used], tok, 0, side, (prints[side], identity, used))
         rows = splits[side] = alignment.pair(packed, corpus.token_bytes, stream, starts, sizes, cap)
         aligned = {"teacher_tokens": len(rows.stream) - len(starts), "teacher_length": rows.width}
-        facts[side] = corpus.facts["splits"][side] | aligned | {"aligned": rows.aligned / packed.predicted}
+        facts[side] = corpus.facts["splits"][side] | aligned | {"aligned": len(rows.labels) / packed.predicted}
     return dataclasses.replace(
         corpus, splits=splits, facts=corpus.facts | {"teacher_tokenizer": identity, "splits": facts}, teacher=tok
     )

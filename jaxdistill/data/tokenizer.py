@@ -43,12 +43,12 @@ class Tokenizer:
         """Number of ids: the largest + 1, gaps included (the least size of a model's embedding)."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
-    def encode(self, texts: Iterable[str], *, at_once: int = 256) -> Iterator[np.ndarray]:
-        """Yields int32 [tokens] for each text, without special tokens; lazily, `at_once` texts in parallel."""
-        texts = list(texts)
-        for start in range(0, len(texts), at_once):
-            for encoding in self.backend.encode_batch_fast(texts[start : start + at_once], add_special_tokens=False):
-                yield np.array(encoding.ids, np.int32)
+    def encode(self, texts: Iterable[str], *, at_once: int = 256, characters: int = 1 << 22) -> Iterator[np.ndarray]:
+        """Yields int32 [tokens] for each text, without special tokens; lazily, in parallel over up to `at_once` texts of up to
+        `characters` together (a longer one alone): what the tokenizer says of a text is many times its size."""
+        for batch in _batches(texts, at_once, characters):
+            # As a list, so that nothing of one batch is left when the next is tokenized.
+            yield from [np.array(encoding.ids, np.int32) for encoding in self.backend.encode_batch_fast(batch, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=False)
@@ -150,6 +150,18 @@ def verify(tok: Tokenizer, names: Sequence[str], texts: Sequence[str], ids: Sequ
                 f"data.tokenizer {tok.name!r}: the tokens of {name} spell {found}, its text has {len(raw)}; "
                 "a tokenizer that keeps every byte is accepted (byte-level, or with byte fallback)"
             )
+
+
+def _batches(texts: Iterable[str], most: int, characters: int) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for text in texts:
+        if batch and (len(batch) == most or size + len(text) > characters):
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch
 
 
 def _byte_level(token: str) -> bytes:

@@ -1,12 +1,12 @@
 """A tokenizer by name: a folder, a tokenizer.json, or a name on the Hugging Face hub. Never runs code that came with it."""
 
 import functools
-import json
 import os
+from pathlib import Path
 
 import tokenizers
 
-from jaxdistill import UserError, hub
+from jaxdistill import UserError, hub, read_json
 
 END = "<|endoftext|>"
 
@@ -43,17 +43,14 @@ def find(name: str) -> tuple[tokenizers.Tokenizer, str | None, str | None]:
 def _marks(folder: str, backend) -> tuple[str | None, str | None]:
     """(bos, eos) by the files beside tokenizer.json, else <|endoftext|> where the vocabulary has it."""
     marks = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            with open(os.path.join(folder, name), encoding="utf-8") as file:
-                found = json.load(file)
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            raise UserError(f"{os.path.join(folder, name)}: not JSON ({error})") from None
+    for path in (Path(folder, "special_tokens_map.json"), Path(folder, "tokenizer_config.json")):
+        found = read_json(path) if path.exists() else {}
         for mark in ("bos_token", "eos_token"):
             if token := found.get(mark):
-                marks[mark] = token["content"] if isinstance(token, dict) else token
+                token = token.get("content") if isinstance(token, dict) else token
+                if not isinstance(token, str):
+                    raise UserError(f"{path}: {mark}: found {found[mark]!r}; accepted: a token's text")
+                marks[mark] = token
     if not marks and backend.token_to_id(END) is not None:
         return END, END
     return marks.get("bos_token"), marks.get("eos_token")
@@ -67,3 +64,6 @@ def _auto(name: str, where: str, **options):
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(first) from None
+    except Exception as error:  # what damaged files make it raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"not readable by transformers ({type(error).__name__}: {first})") from None

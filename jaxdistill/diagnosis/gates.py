@@ -36,7 +36,7 @@ class Gates(NamedTuple):
                 "non_finite", "error" if streak >= self.streak else "warning",
                 f"update {step}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; skipped, "
                 f"{streak} in a row, {int(metrics['skipped'])} in all",
-                "the loss or a gradient is not finite",
+                "the loss, a gradient or what the update would write is not finite",
                 "look at the batch and at the term that is not finite in metrics.jsonl; a lower train.lr or a smaller "
                 f"optimizer.clip often cures it ({self.streak} in a row stop the run: gates.non_finite)",
             ))]

@@ -1,5 +1,6 @@
 """What results.json says, as a table and in sentences: for the terminal and for the page."""
 
+import math
 from collections.abc import Sequence
 
 from jaxdistill.diagnosis.statistics import interval
@@ -57,6 +58,8 @@ def differences(results: dict) -> list[str]:
 
 def sentence(a: str, b: str, metric: str, minimize: bool | None, found: dict) -> str:
     """`a` minus `b` in `metric`, as `statistics.interval` gives it, in words. minimize: whether less is better; None: it is not known."""
+    if not math.isfinite(found["mean"]):
+        return f"{a} and {b} cannot be compared by {label(metric)}: it is not finite"
     words = ("higher", "lower") if minimize is None else ("worse", "better") if minimize else ("better", "worse")
     low_high = found["interval"]
     sure = f"95 % interval {low_high[0]:+.3f} to {low_high[1]:+.3f} over {found['n']} seeds" if low_high else "one seed: no interval"

@@ -212,11 +212,11 @@ def read_run(folder: Path) -> Run:
     return Run(folder.name, config, manifest, result.get("row"), parse(text))
 
 
-def load(path: Path, accepted: str, default: dict | None = None) -> dict:
-    """A JSON object; `default` where there is no such file, an error without one."""
+def load(path: Path, accepted: str = "the file as it was written", default: dict | None = None) -> dict:
+    """A JSON object, with its numbers as numbers; `default` where there is no such file, an error without one."""
     if default is not None and not path.exists():
         return default
-    return read_json(path, accepted)
+    return numbers(read_json(path, accepted))
 
 
 def parse(text: bytes) -> Log:
@@ -267,7 +267,7 @@ def _log(table, strange: dict[int, bytes], *, broken: int) -> Log:
             odd[place] = dict(_flat({name: value for name, value in entry.items() if name not in kinds}))
         for kind, found in kinds.items():
             if kind in entry:
-                found.append((place, step, _numbers(_pruned(entry[kind]))))
+                found.append((place, step, numbers(_pruned(entry[kind]))))
     order = np.sort(np.concatenate([places[are], np.fromiter(odd, int, len(odd))]))
     columns = _columns(table.filter(are)) if are.any() else {}
     updates = Columns(columns, len(order), {int(np.searchsorted(order, place)): line for place, line in odd.items()})
@@ -306,10 +306,12 @@ def _pruned(value):
     return [_pruned(item) for item in value] if isinstance(value, list) else value
 
 
-def _numbers(value):
-    """'nan', 'inf' and '-inf' as the numbers that they stand for."""
+def numbers(value):
+    """'nan', 'inf' and '-inf' as the numbers that they stand for: the inverse of training.metrics.plain_json."""
     if isinstance(value, dict):
-        return {name: _numbers(item) for name, item in value.items()}
+        return {name: numbers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [numbers(item) for item in value]
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdistill.losses.softmax import log_sum_exp
+
 WEIGHTS = ("none", "inverse", "effective")
 
 
@@ -18,20 +20,33 @@ def cross_entropy(
     *,
     smoothing: float = 0.0,
     where: Bool[Array, "*batch"] | None = None,
+    whole: Float[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
     """-log p[label] in nats; with smoothing a, the target is (1 - a) onehot + a / classes (Szegedy et al., arXiv
-    1512.00567). where: examples that count; the others give 0 and no gradient.
-
-    The label's logit is picked by comparison and not by a gather, whose gradient is a scatter over [batch, classes]."""
+    1512.00567). where: examples that count; the others give 0 and no gradient. whole: `softmax.log_sum_exp` of the logits, where
+    the caller has it."""
     logits = logits.astype(jnp.float32)
     if where is not None:
         logits = jnp.where(where[..., None], logits, 0.0)
-    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
-    chosen = jnp.sum(jnp.where(labels[..., None] == classes, logits, 0.0), axis=-1)
-    loss = jax.nn.logsumexp(logits, axis=-1) - chosen
+    chosen = _chosen(logits, labels)
+    loss = (log_sum_exp(logits) if whole is None else whole) - chosen
     if smoothing:
         loss = loss + smoothing * (chosen - jnp.mean(logits, axis=-1))
     return loss if where is None else jnp.where(where, loss, 0.0)
+
+
+@jax.custom_jvp
+def _chosen(logits, labels):
+    """The label's logit."""
+    return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+
+
+@_chosen.defjvp
+def _chosen_jvp(primals, tangents):
+    """By comparison: the gradient of a gather is a scatter over [batch, classes]."""
+    (logits, labels), (slope, _) = primals, tangents
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    return _chosen(logits, labels), jnp.sum(jnp.where(labels[..., None] == classes, slope, 0.0), axis=-1)
 
 
 def smoothed(target: Float[Array, "*batch classes"], smoothing: int | float) -> Float[Array, "*batch classes"]:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxdistill.losses.softmax import shifted
+
 OUTSIDE = -1e30  # finite, so that 0 * (log p - log q) stays 0 and no gradient is NaN
 
 ALPHA, BETA, TOP_K = 0.1, 0.5, 64  # where nothing is said: DistiLLM's skew, GKD's even mixture
@@ -27,10 +29,14 @@ def forward_kl(
     *,
     temperature: Temperature = 1.0,
     where: Bool[Array, "*batch"] | None = None,
+    finite: bool = False,
 ) -> Float[Array, "*batch"]:
-    """KL(p || q) (Hinton et al., arXiv 1503.02531): the student covers what the teacher does. Zero iff both are equal."""
-    # Not by way of log-probabilities: exp once for each side serves the value and its gradient, which is most of the time.
-    t, s = (x - jax.lax.stop_gradient(jnp.max(x, -1, keepdims=True)) for x in _logits(teacher_logits, student_logits, temperature, where))
+    """KL(p || q) (Hinton et al., arXiv 1503.02531): the student covers what the teacher does. Zero iff both are equal.
+
+    finite: the caller knows that no logit is -inf, so that none is looked for."""
+    # Not by way of log-probabilities: exp once for each side serves the value and its gradient, which is most of the time. (The
+    # student's of T = 1 is that of its cross-entropy, too.)
+    (t, _), (s, _) = map(shifted, _logits(teacher_logits, student_logits, temperature, where, finite))
     p, q = jnp.exp(t), jnp.exp(s)
     p_sum, q_sum = jnp.sum(p, axis=-1), jnp.sum(q, axis=-1)
     return jnp.sum(p * (t - s), axis=-1) / p_sum - jnp.log(p_sum) + jnp.log(q_sum)
@@ -132,7 +138,7 @@ def topk_kl(
 
 
 KINDS = {  # kind -> (divergence, the option it takes beside temperature and where)
-    "forward_kl": (forward_kl, None),
+    "forward_kl": (forward_kl, "finite"),
     "reverse_kl": (reverse_kl, None),
     "jsd": (jsd, "beta"),
     "skew_kl": (skew_kl, "alpha"),
@@ -143,17 +149,19 @@ KINDS = {  # kind -> (divergence, the option it takes beside temperature and whe
 
 
 def divergence(kind: str, **options) -> Callable:
-    """The divergence of that name, with the one of `options` (alpha, beta, k) that it takes; the others are for other kinds."""
+    """The divergence of that name, with the one of `options` (finite, alpha, beta, k) that it takes; the others are for other kinds."""
     if kind not in KINDS:
         raise ValueError(f"kind: found {kind!r}; accepted: {', '.join(KINDS)}")
     function, option = KINDS[kind]
     return functools.partial(function, **{option: options[option]}) if option in options else function
 
 
-def _logits(teacher_logits, student_logits, temperature, where):
+def _logits(teacher_logits, student_logits, temperature, where, finite=False):
     """Both in float32, divided by T; what is outside either vocabulary is outside both, as is all of a token that does not count:
     two distributions that are even, and so equal."""
     teacher, student = teacher_logits.astype(jnp.float32), student_logits.astype(jnp.float32)
+    if finite and where is None:
+        return [x / temperature for x in (teacher, student)]
     outside = jnp.isneginf(teacher) | jnp.isneginf(student)
     if where is not None:  # before the arithmetic: a non-finite logit of a masked token must not reach a gradient
         outside = outside | ~where[..., None]

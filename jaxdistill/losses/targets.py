@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxdistill.losses.divergences import OUTSIDE, Temperature, forward_kl
+from jaxdistill.losses.softmax import log_sum_exp
 
 MIXTURES = ("probabilities", "logits")
 
@@ -89,14 +90,24 @@ def coarse_kl(
     """`divergences.topk_kl` of what was kept: forward KL between the ids of `target`, each by itself, and ONE bucket of all others.
 
     At most the full KL (data processing inequality), and equal to it where the ids are the whole vocabulary."""
-    logits, ids, _ = _counted(target.ids, student_logits, temperature, where)
-    theirs = target.logits.astype(jnp.float32) / temperature
-    tail = target.log_tail if where is None else jnp.where(where, target.log_tail, 0.0)
+    if where is not None:
+        target, student_logits = masked(target, where), jnp.where(where[..., None], student_logits, 0.0)
+    return forward_kl(*buckets(target, student_logits, temperature))
+
+
+def buckets(
+    target: TopK, student_logits: Float[Array, "*batch vocab"], temperature: Temperature
+) -> tuple[Float[Array, "*batch buckets"], Float[Array, "*batch buckets"]]:
+    """Logits, the teacher's and the student's, of the ids of `target` and, last, of all others together. They hold all there is: their
+    `log_sum_exp` is that of all the student's logits at this temperature."""
+    logits, ids, known = _scaled(target.ids, student_logits, temperature)
     # Finite, unlike what is outside: a teacher's tail of no mass takes nothing of the student's from its denominator.
-    theirs = jnp.where(ids < logits.shape[-1], theirs, -jnp.inf), jnp.maximum(tail.astype(jnp.float32), OUTSIDE)[..., None]
-    rest = jnp.put_along_axis(logits, ids, OUTSIDE, axis=-1, inplace=False, mode="drop")
-    ours = _taken(logits, ids), jax.nn.logsumexp(rest, axis=-1, keepdims=True)
-    return forward_kl(*(jnp.concatenate(buckets, axis=-1) for buckets in (theirs, ours)))
+    tail = jnp.maximum(target.log_tail.astype(jnp.float32), OUTSIDE)
+    theirs = jnp.where(known, target.logits.astype(jnp.float32) / temperature, -jnp.inf)
+    kept = jnp.put_along_axis(jnp.zeros(logits.shape, bool), ids, True, axis=-1, inplace=False, mode="drop")
+    rest = log_sum_exp(jnp.where(kept, OUTSIDE, logits))
+    both = (theirs, tail), (_taken(logits, ids), rest)
+    return tuple(jnp.concatenate([ids, others[..., None]], axis=-1) for ids, others in both)
 
 
 def sample(
@@ -130,19 +141,24 @@ def sampled_cross_entropy(
 ) -> Float[Array, "*batch"]:
     """-sum_i weights_i log student(ids_i) at this temperature. Over draws its mean is forward KL plus the teacher's entropy, and the
     mean of its gradient forward KL's: unbiased, where a renormalised top-k is not (arXiv 2503.16870)."""
-    logits, ids, known = _counted(target.ids, student_logits, temperature, where)
+    if where is not None:
+        target, student_logits = masked(target, where), jnp.where(where[..., None], student_logits, 0.0)
+    logits, ids, known = _scaled(target.ids, student_logits, temperature)
     weights = jnp.where(known, target.weights.astype(jnp.float32), 0.0)
-    log_probs = jnp.where(known, _taken(logits, ids), 0.0) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    log_probs = jnp.where(known, _taken(logits, ids), 0.0) - log_sum_exp(logits)[..., None]
     return -jnp.sum(weights * log_probs, axis=-1)
 
 
-def _counted(ids, logits, temperature, where):
+def masked(target: TopK | Samples, where: Bool[Array, "*batch"]) -> TopK | Samples:
+    """The target that holds nothing for a token that does not count: no loss, and no gradient."""
+    target = target._replace(ids=jnp.where(where[..., None], target.ids, -1))
+    return target if isinstance(target, Samples) else target._replace(log_tail=jnp.where(where, target.log_tail, 0.0))
+
+
+def _scaled(ids, logits, temperature):
     """(the student's logits at T, ids with those that hold nothing moved past the end, which ids hold something)."""
-    logits, known = logits.astype(jnp.float32), ids >= 0
-    if where is not None:
-        logits, known = jnp.where(where[..., None], logits, 0.0), known & where[..., None]
-    known = known & (ids < logits.shape[-1])
-    return logits / temperature, jnp.where(known, ids, logits.shape[-1]), known
+    known = (ids >= 0) & (ids < logits.shape[-1])
+    return logits.astype(jnp.float32) / temperature, jnp.where(known, ids, logits.shape[-1]), known
 
 
 def _taken(logits, ids):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from jaxdistill import UserError, hub
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _FETCHED = (CONFIG, "*.safetensors", INDEX, "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
             "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")  # of a model on the hub: never a pickle, never code
+SETTLED = 2_000_000_000  # nanoseconds after which a change of a file shows in its times, on any file system
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
 _KINDS = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint"}  # a header's F32, as numpy says it
@@ -86,7 +88,7 @@ def _snapshot(name: str, *, local_files_only: bool = False) -> str:
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     """`config.json` of `folder` as a dict."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise UserError(f"{folder}: found {found}; accepted: a folder with {CONFIG} and {WEIGHTS}")
@@ -95,7 +97,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
 
 def read_headers(folder: str | os.PathLike) -> dict[str, Header]:
     """Every tensor of `folder`, by its name on disk, from one file or from shards. Reads no weights."""
-    files = _weight_files(Path(folder))
+    files = _weight_files(Path(folder).expanduser())
     index = files.pop(0) if files[0].name == INDEX else None
     headers, home = {}, {}
     for path in files:
@@ -186,12 +188,23 @@ def write_folder(folder: str | os.PathLike, config: Mapping[str, Any], tensors: 
 
 
 def folder_hash(folder: str | os.PathLike) -> str:
-    """SHA-256 (hex) of the config and weight files of `folder`: names, sizes and bytes. Not of its tokenizer."""
-    folder = Path(folder)
+    """SHA-256 (hex) of the config and weight files of `folder`: names, sizes and bytes. Not of its tokenizer. Read once by each process,
+    as long as the files stay what they are."""
+    folder = Path(folder).expanduser().absolute()
     read_config(folder)
+    files = {path: path.stat() for path in (folder / CONFIG, *_weight_files(folder))}
+    state = tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for path, stat in files.items())
+    # What was written just now may be written again without its times moving on: clocks of file systems are coarse.
+    settled = max(max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in files.values()) < time.time_ns() - SETTLED
+    return (_files_hash if settled else _files_hash.__wrapped__)(state)
+
+
+@functools.lru_cache(maxsize=64)
+def _files_hash(state: tuple) -> str:
+    """Of files as `folder_hash` found them: (path, size, ...)."""
     digest = hashlib.sha256()
-    for path in (folder / CONFIG, *_weight_files(folder)):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    for path, size, *_ in state:
+        digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)

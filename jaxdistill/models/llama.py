@@ -305,7 +305,8 @@ def from_hf(
     module = Llama(config_from_hf(folder), dtype=dtype, remat=remat)
     params = hf.load(  # Llama 2's first files hold the rope's frequencies too, some tied ones the head
         folder, _stored(module), place=place, dtype=hf.held(CAST, dtype if frozen else jnp.float32), prefix="model.",
-        ignore=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq", tied=("lm_head.weight", "embed_tokens.weight") if module.config.tied else None,
+        ignore=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+        tied=("lm_head.weight", "embed_tokens.weight") if module.config.tied else None,
     )  # fmt: skip
     return module, unflatten_dict(params, sep="/")
 

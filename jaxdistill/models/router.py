@@ -53,7 +53,7 @@ class Router(nn.Module):
             parts["gate"] = parts["gate"] + NOISE * jax.random.normal(key, parts["gate"].shape, parts["gate"].dtype)
         scores = sum(share * parts[name].astype(jnp.float32) for name, share in SHARES.items())
         probabilities = jax.nn.softmax(scores / temperature, axis=-1)
-        kept = jnp.where(rank(scores) < jnp.maximum(jnp.floor(k), 1.0), probabilities, 0.0)
+        kept = jnp.where(rank(scores) < jnp.maximum(jnp.round(k), 1.0), probabilities, 0.0)
         return kept / jnp.sum(kept, axis=-1, keepdims=True), probabilities
 
 

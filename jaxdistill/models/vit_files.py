@@ -66,7 +66,8 @@ class Source:
 
 def open_source(path: str | os.PathLike) -> Source:
     """A Hugging Face folder, or one of Google's `.npz` files."""
-    return _open_npz(Path(path)) if str(path).endswith(".npz") else _open_folder(Path(path))
+    path = Path(path).expanduser()
+    return _open_npz(path) if path.suffix == ".npz" else _open_folder(path)
 
 
 def read(source: Source, shapes: Mapping[str, tuple], grid: tuple[int, int], place: Callable | None) -> dict[str, jax.Array]:

@@ -96,6 +96,9 @@ def choose(chosen: TeacherConfig, rows: text.TextConfig, kd, *, temperature: Sch
     """The teacher in `chosen.cache`, which must be that of `chosen.path` where there is one, or the several there. The rest as in
     `teachers.choose`."""
     folders, paths = (found if isinstance(found, tuple) else (found,) for found in (chosen.cache, chosen.path or ()))
+    for key, found in (("cache", folders), ("path", paths)):
+        if not all(isinstance(folder, str) and folder for folder in found):
+            raise UserError(f"config key teacher.{key}: found {getattr(chosen, key)!r}; accepted: a folder, or a tuple of folders")
     if paths and len(paths) != len(folders):
         raise UserError(f"config key teacher.cache: found {len(folders)} folder(s) with {len(paths)} in teacher.path; accepted: as many, "
                         "in the same order")

@@ -35,7 +35,7 @@ def make(config) -> Recipe:
     batch, smoothing, decay = config.train.batch, config.lm.build(LMConfig).smoothing, config.optimizer.weight_decay
 
     def loss(params, extra, frozen, batch, dials, key):
-        tokens, labels, where, layout = next_token(batch)
+        tokens, labels, where, layout = next_token(batch, corpus.eos)
         hidden, head = student.hidden_and_head(params, tokens, layout)
         total, terms, probes = fused_vocab_loss(
             hidden, head, labels, scale=dials.scale, where=where, smoothing=smoothing, vocab=corpus.vocab, probe=dials.probing)
@@ -66,13 +66,19 @@ def make(config) -> Recipe:
     )
 
 
-def next_token(batch) -> tuple:
+def next_token(batch, end: int | None = None) -> tuple:
     """Rows of length + 1 -> (tokens, labels, where, layout), all [batch, length]. The label of position t is token
-    t + 1; it counts where both are of the same document and neither is padding."""
+    t + 1; it counts where both are of the same document and neither is padding.
+
+    end: the id that is also to be learned, as the label of a document's last token where another document follows: without it a
+    student never stops. What is measured is the text, and leaves it out."""
     tokens, segments = batch["tokens"], batch["segments"]
-    where = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] > 0) & batch["valid"][:, None]
+    labels, there = tokens[:, 1:], (segments[:, 1:] > 0) & batch["valid"][:, None]
+    where = (segments[:, :-1] == segments[:, 1:]) & there
+    if end is not None:
+        labels, where = jnp.where(where, labels, end), there
     layout = {"segments": segments[:, :-1], "positions": batch["positions"][:, :-1]}
-    return tokens[:, :-1], tokens[:, 1:], where, layout
+    return tokens[:, :-1], labels, where, layout
 
 
 def told(corpus, batch) -> dict:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from jaxdistill import UserError
 
 DECAY = 0.5  # of the running means that `balance` divides by
+BALANCE = "_balance"  # router_balance is the router's
 OWN = ("lm", "kd", "anchor")  # share 1 among themselves, or train alone: never balanced
 WIDEST = 1e3  # `balance` multiplies no weight by more, nor by less than its inverse
 
@@ -61,9 +62,10 @@ def open_below(term: str, metric: str, bound: float) -> Reaction:
     return Reaction({"opened_at": None}, {term: 0.0}, react)
 
 
-def balance(reference: str, terms: tuple[str, ...]) -> Reaction:
+def balance(reference: str, terms: tuple[str, ...], within: tuple[str, ...] = ()) -> Reaction:
     """Multiplies each of `terms` so that raw value times multiplier is that of `reference`: weights are then shares. Raw
-    values are running means over evaluations; a term that is 0 (not on yet, or met) keeps its multiplier."""
+    values are running means over evaluations; a term that is 0 (not on yet, or met) keeps its multiplier. within: those that are a
+    share of a term's own weight, TERM_balance, and move with it."""
 
     def react(memory, step, metrics):
         means = dict(memory["means"])
@@ -72,9 +74,11 @@ def balance(reference: str, terms: tuple[str, ...]) -> Reaction:
             if raw > 0 and math.isfinite(raw):
                 means[name] = raw if name not in means else DECAY * means[name] + (1 - DECAY) * raw
         known = [name for name in terms if name in means] if reference in means else []
-        return {"means": means}, {name: min(max(means[reference] / means[name], 1 / WIDEST), WIDEST) for name in known}, None
+        moved = {name: min(max(means[reference] / means[name], 1 / WIDEST), WIDEST) for name in known}
+        moved |= {f"{name}{BALANCE}": value for name, value in moved.items() if f"{name}{BALANCE}" in within}
+        return {"means": means}, moved, None
 
-    return Reaction({"means": {}}, dict.fromkeys(terms, 1.0), react)
+    return Reaction({"means": {}}, dict.fromkeys((*terms, *within), 1.0), react)
 
 
 def together(reactions: dict[str, Reaction]) -> Reaction:
@@ -104,8 +108,11 @@ def chosen(config: ReactConfig, weights: dict, *, gate: float | None = None) -> 
     if gate is not None:
         found["gate"] = open_below("kd", "validation/projector_nll", gate)
     if config.balance:
-        on = [name for name, weight in weights.items() if not weight.off and not name.endswith("_balance")]
+        every = [name for name, weight in weights.items() if not weight.off]
+        on = [name for name in every if not name.endswith(BALANCE)]
         if config.balance not in on:
             raise UserError(f"config key react.balance: found {config.balance!r}; accepted: '' or one of {', '.join(on)}")
-        found["balance"] = balance(config.balance, tuple(name for name in on if name not in (config.balance, *OWN)))
+        terms = tuple(name for name in on if name not in (config.balance, *OWN))
+        within = tuple(name for name in every if name not in on and name.removesuffix(BALANCE) in terms)
+        found["balance"] = balance(config.balance, terms, within)
     return together(found)

@@ -127,7 +127,7 @@ def make(config) -> Recipe:
         return {"token_bytes": jnp.asarray(corpus.token_bytes)} | teacher.load(place)
 
     def loss(params, extra, frozen, batch, dials, key):
-        tokens, labels, where, layout = next_token(batch)
+        tokens, labels, where, layout = next_token(batch, corpus.eos)
         ours, head = student.features(params["student"], tokens, layout)
         terms, shares, kd_terms = {}, [], {}
         probes = {"valid": share(where)}
@@ -236,8 +236,7 @@ def make(config) -> Recipe:
 
     gate = None
     if project.gate and not anchor.off:
-        train, held_out = (packed.packed if teacher.paired else packed for packed in (corpus.splits["train"], corpus.splits["validation"]))
-        gate = language.unigram_nll(train.labels, held_out.labels, corpus.vocab)
+        gate = language.unigram_nll(corpus.splits["train"].labels, corpus.splits["validation"].labels, corpus.vocab)
     reaction = reactions.chosen(react, weights, gate=gate)
     rest = (("projector", "projector/", project.lr_mult), ("router", "match/router", features["router"].lr_mult),
             ("match", "match/(?!router)", 1.0))

@@ -14,7 +14,7 @@ import jax
 from jaxdistill import UserError
 from jaxdistill.diagnosis.finding import Finding
 from jaxdistill.diagnosis.probes import fingerprint
-from jaxdistill.recipe import STAND_IN, Variables, on_host
+from jaxdistill.recipe import STAND_IN, Variables, on_host, unedited
 from jaxdistill.training import distributed, manifest, optim, plan, results, sharding, store
 from jaxdistill.training.checkpoint import Checkpoints
 from jaxdistill.training.deep import Deep
@@ -41,19 +41,22 @@ class Sick(Exception):
     code = 1
 
 
-def run(config: Any, workdir: str | Path, *, quiet: bool = False) -> dict:
+def run(config: Any, workdir: str | Path, *, quiet: bool = False, held: bool = False) -> dict:
     """Runs a job: every run of `config.runs`, for every seed, in `workdir`; returns what results.json holds.
 
     Runs that are finished there are kept, one that was interrupted goes on, bit-exactly. A workdir of another
     config is refused with the keys in which it differs. config: a ConfigDict that started from
-    jaxdistill.training.defaults. Raises UserError, Interrupted or Sick, each with one line to show."""
+    jaxdistill.training.defaults. held: the caller is the workdir's only writer already (store.alone). Raises UserError, Interrupted or
+    Sick, each with one line to show."""
     runs = plan.expand(config)
     workdir = store.claim(Path(workdir), config)
-    with Signals() as signals:
+    with Signals() as signals, contextlib.ExitStack() as stack:
         mesh = sharding.make_mesh(plan.as_dict(config)["mesh"])
         with tempfile.TemporaryDirectory() as scratch:
             for built in check(config, Path(scratch)):
                 prepare(built, mesh, dry=True)
+        if not held:
+            stack.enter_context(store.alone(workdir))
         store.keep(workdir, config)  # only now: a config that is refused must not stand in the way of its correction
         rows: list[dict] = []
         done: dict[str, dict] = {}
@@ -88,6 +91,7 @@ def check(config: Any, scratch: Path) -> list[Built]:
     for one in runs:
         fill(one, filled)
         built.append(build(one))
+        unedited(one.spec["recipe"])
         key, recipe = one.spec["fills"], built[-1].recipe
         if key and not recipe.export:
             raise UserError(f"config key run.{one.name}.fills: found {key!r}, but the recipe {one.spec['recipe']!r} exports nothing; "

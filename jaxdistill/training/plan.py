@@ -22,6 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxdistill import UserError
+from jaxdistill.recipe import code
 from jaxdistill.training.defaults import defaults
 
 RUN_KEYS = {"recipe": "", "once": False, "cached": False, "only_seeds": (), "fills": "", "given": "", "seconds_of": "", "pace_of": ""}
@@ -156,8 +157,8 @@ def expand(config: Any, *, everything: bool = False) -> list[Run]:
     config = as_dict(config)
     check_defaults(config, JOB_KEYS)
     names, seeds, defined = list(config["runs"]), list(config["seeds"]), ", ".join(config["run"])
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"config key seeds: found {tuple(seeds)}; accepted: different whole numbers, as in (0, 1, 2)")
+    if not seeds or any(type(seed) is not int or not 0 <= seed < 2**32 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"config key seeds: found {tuple(seeds)}; accepted: different whole numbers below 2^32, as in (0, 1, 2)")
     if any(type(size) is not int for size in config["mesh"]):
         raise UserError(f"config key mesh: found {tuple(config['mesh'])}; accepted: whole numbers, as in (-1, 1, 1)")
     for name in names:
@@ -262,11 +263,14 @@ def unread(config: Any, runs: list[Run]) -> None:
 
 
 def identity(run: Run, facts: dict) -> dict:
-    """What a run that is built is made from: every value that it read, its seed, the facts of its recipe (content hashes).
+    """What a run that is built is made from: every value that it read, its seed, the facts of its recipe (content hashes), and the code
+    of a recipe from outside the package.
 
     A teacher is therefore the same one whatever the config says of the students that it will teach."""
+    recipe = run.spec["recipe"]
+    own = {} if (sha := code(recipe)) is None else {"recipe's code": sha}
     config = {key: value for key, value in leaves(run.values).items() if key == "seed" or run.origin.get(key, key) in run.read}
-    return json.loads(json.dumps({"recipe": run.spec["recipe"], "config": config | run.filled, "facts": facts}))
+    return json.loads(json.dumps({"recipe": recipe, **own, "config": config | run.filled, "facts": facts}))
 
 
 def difference(found: dict, wanted: dict, path: str = "", sides: tuple[str, str] = ("there", "now")) -> list[str]:

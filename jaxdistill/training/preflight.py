@@ -110,7 +110,8 @@ def _say_start(console: Console, built, mesh, compiled, gates, host: dict) -> No
     for line in found["leaks"] or ():
         console.print(f"warning: {line}", markup=False)
     if found["unseen_classes"]:
-        console.print(f"warning: classes that never train: {some(found['unseen_classes'])}", markup=False)
+        first = ", ".join(map(str, found["unseen_classes"][:8]))
+        console.print(f"warning: {len(found['unseen_classes'])} classes never train: {first}", markup=False)
     if found["input"]:
         console.print("inputs as the model sees them: " + ", ".join(f"{name} {value:.3g}" for name, value in found["input"].items()))
     if found["reachable"]:

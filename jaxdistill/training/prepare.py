@@ -72,6 +72,8 @@ class OptimizerConfig:
         for key in ("eps", "weight_decay", "clip", "clip_value"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise UserError(f"config key optimizer.{key}: found {getattr(self, key)}; accepted: 0 or more")
+        if self.name == "adamw" and self.eps < np.finfo(np.float32).tiny:  # a moment of 0 is divided by it
+            raise UserError(f"config key optimizer.eps: found {self.eps}; accepted with adamw: above 0, in float32")
 
 
 @dataclasses.dataclass(frozen=True)

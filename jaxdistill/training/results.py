@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdistill.diagnosis.records import numbers
 from jaxdistill.diagnosis.statistics import interval
 from jaxdistill.training import plan
 from jaxdistill.training.metrics import plain_json, write_json
@@ -13,7 +14,7 @@ from jaxdistill.training.metrics import plain_json, write_json
 
 def paired(rows: list[dict], headline: str, metric: str) -> list[dict]:
     """`headline` minus each other run of the same seed, in `metric`: on the last parameters of both, and against
-    the other's best ones. interval: Student's t over the seeds, 95 %, None below two seeds."""
+    the other's best ones. interval: Student's t over the seeds, 95 %; None below two seeds, or where a difference is not finite."""
     of = {(row["name"], row["seed"]): row for row in rows}
     seeds = sorted(seed for name, seed in of if name == headline)
     found = []
@@ -39,8 +40,10 @@ def _retention(rows: list[dict], headline: str, other: str, which: str, metric: 
     ])
     if other == "teacher" or not any(row["name"] == "teacher" for row in rows):
         return {}
-    baseline, teacher = mean(other, which), mean("teacher")
-    return {} if teacher == baseline else {"retention": float((mean(headline) - baseline) / (teacher - baseline))}
+    own, baseline, teacher = mean(headline), mean(other, which), mean("teacher")
+    if teacher == baseline or not np.isfinite([own, baseline, teacher]).all():
+        return {}
+    return {"retention": float((own - baseline) / (teacher - baseline))}
 
 
 def _best_is_last(row: dict | None) -> bool:
@@ -57,4 +60,4 @@ def publish(workdir: Path, rows: list[dict], config: Any) -> dict:
     })
     if jax.process_index() == 0:
         write_json(workdir / "results.json", results)
-    return results
+    return numbers(results)

@@ -183,7 +183,8 @@ def make_train_step(
 
         # 5 All of it or nothing of it. (optax.apply_if_finite applies the NaN in the end.)
         norm = optax.tree.norm(grads)
-        good = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(extra) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        written = [x for x in jax.tree.leaves((extra, cut(moved_to, groups))) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        good = jnp.stack([jnp.all(jnp.isfinite(x)) for x in written]
                          + [jnp.isfinite(total), jnp.isfinite(norm)]).all()
         average, weight = state.ema, state.ema_weight
         if average is not None:

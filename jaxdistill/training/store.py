@@ -1,5 +1,6 @@
 """The workdir and the cache: what is claimed, begun, finished, and found again by content."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,17 +12,20 @@ from typing import Any
 import jax
 
 from jaxdistill import UserError, __version__, read_json
+from jaxdistill.diagnosis.records import load
+from jaxdistill.lock import only_writer
 from jaxdistill.training import manifest, plan
 from jaxdistill.training.distributed import share
 from jaxdistill.training.metrics import plain_json, write_json
 
+RUNNING = ".running"  # the lock of whoever works in the workdir
 ASKED = ("seeds", "runs", "headline")  # which of the runs that a job defines are wanted, and how they are compared
 
 
 def claim(workdir: Path, config: Any) -> Path:
     """`workdir`, made where it is not there: it must hold nothing, or a job of the same config, of which other seeds or runs may be
     asked: those that are finished are kept."""
-    workdir = workdir.absolute()
+    workdir = workdir.expanduser().absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -38,14 +42,20 @@ def _claim(workdir: Path, config: Any) -> None:
         if keys:
             raise UserError(f"workdir {workdir}: found a job of another config, differing in {'; '.join(keys[:8])}; "
                             "accepted: the same config, or another --workdir")
-    elif any(workdir.iterdir()):
+    elif any(path for path in workdir.iterdir() if path.name != RUNNING and not path.name.startswith(".config.json.")):
         raise UserError(f"workdir {workdir}: found other files and no config.json; accepted: an empty folder or a job's own")
+
+
+def alone(workdir: Path) -> contextlib.AbstractContextManager:
+    """While it lasts, other jobs are refused in `workdir`. Process 0 sees to it: its refusal ends all processes."""
+    return only_writer(workdir / RUNNING, f"workdir {workdir}") if jax.process_index() == 0 else contextlib.nullcontext()
 
 
 def keep(workdir: Path, config: Any) -> None:
     """Makes a claimed `workdir` this job's, by its config.json; all processes must see it there, and be of the same job."""
 
     def write() -> dict:
+        _claim(workdir, config)  # another may have come and gone since
         try:
             write_json(workdir / "config.json", _job(config))
         except OSError as error:
@@ -100,7 +110,7 @@ def _finished(folder: Path, want: dict) -> dict | None:
     path = folder / "result.json"
     if not path.exists():
         return None
-    result = read_json(path)
+    result = load(path)
     _same(folder, result.get("identity", {}), want)
     if folder_digest(folder / "export") != result.get("export"):
         raise UserError(f"{folder / 'export'}: found contents that do not match result.json; accepted: the folder as the "
@@ -109,7 +119,7 @@ def _finished(folder: Path, want: dict) -> dict | None:
 
 
 def _same(folder: Path, found: dict, want: dict) -> None:
-    keys = plan.difference(found, want)
+    keys = plan.difference(_plain(found), _plain(want))
     if keys:
         raise UserError(f"{folder}: found a run made from something else: {'; '.join(keys[:8])}; "
                         "accepted: the same config, data and teacher, or another --workdir")
@@ -128,7 +138,7 @@ def folder_digest(folder: Path) -> str:
 
 def cache_folder(config: Any) -> Path:
     chosen = plan.as_dict(config).get("cache")
-    return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdistill")
+    return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdistill").expanduser()
 
 
 def _cached(want: dict, config: Any) -> Path:
@@ -144,6 +154,8 @@ def _from_cache(folder: Path, want: dict, config: Any) -> dict | None:
     source = _cached(want, config)
     if not source.exists():
         return None
+    if (folder / "identity.json").exists():  # begun here: this very run, which need not go on
+        _same(folder, read_json(folder / "identity.json"), want)
     shutil.rmtree(folder, ignore_errors=True)
     _copy(source, folder)
     try:

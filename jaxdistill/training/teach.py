@@ -9,7 +9,6 @@ import numpy as np
 
 from jaxdistill import UserError
 from jaxdistill.data import shards, teacher_cache
-from jaxdistill.data.cache import only_writer
 from jaxdistill.data.teacher_cache import Options, Table
 from jaxdistill.recipe import Outputs
 from jaxdistill.training import loop, manifest, plan, sharding, store
@@ -22,7 +21,7 @@ def run(config: Any, workdir: str | Path, options: Options, *, dry_run: bool = F
     are told. Raises UserError, loop.Interrupted or loop.Sick, each with one line to show."""
     if jax.process_count() > 1:
         raise UserError(f"processes: found {jax.process_count()}; accepted: 1 (a cache is written by one process, on all its devices)")
-    workdir, mesh = Path(workdir).absolute(), sharding.make_mesh(plan.as_dict(config)["mesh"])
+    workdir, mesh = Path(workdir).expanduser().absolute(), sharding.make_mesh(plan.as_dict(config)["mesh"])
     with tempfile.TemporaryDirectory() as scratch:
         found = loop.check(config, Path(scratch))
         built = _taught(config, found)
@@ -34,8 +33,8 @@ def run(config: Any, workdir: str | Path, options: Options, *, dry_run: bool = F
             say("dry run: nothing was stored")
             return
     store.claim(workdir, config)
-    store.keep(workdir, config)
-    with only_writer(workdir / ".running", str(workdir)), Signals() as signals:
+    with store.alone(workdir), Signals() as signals:
+        store.keep(workdir, config)
         built = _with_teacher(config, built, [one.run for one in found], workdir)
         outputs = built.recipe.outputs(options)
 
@@ -77,7 +76,7 @@ def _with_teacher(config: Any, built: Built, runs: list[plan.Run], workdir: Path
     names = [one.name for one in runs if one.spec["fills"]]  # in order; one that another takes from comes before it
     last = max(names.index(one.name) for one in runs if one.id in origins)
     job = plan.as_dict(config) | {"runs": tuple(names[: last + 1]), "seeds": tuple(config["seeds"])[:1], "headline": ""}
-    loop.run(job, workdir)
+    loop.run(job, workdir, held=True)
     store.keep(workdir, config)  # the job as it was asked for, not the part of it that was run
     filled: dict = {}
     for one in plan.expand(job):

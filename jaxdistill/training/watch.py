@@ -27,7 +27,7 @@ GONE = 70  # the exit code of those that are left
 HELD = 3.0  # seconds at least for which what C++ says is held back
 ROOT = "jaxdistill"
 FATAL = "JAX distributed service"  # in what C++ says before it aborts
-NOISE = re.compile(rb"^\[Gloo\] |is connected to \d+ peer ranks|add_port\.cc|preemption_notifier\.cc|preemption_sync_manager\.cc")
+NOISE = re.compile(rb"^\[Gloo\] |connected (to \d+ )?peer ranks|add_port\.cc|preemption_notifier\.cc|preemption_sync_manager\.cc")
 TROUBLE = re.compile(r"gloo|nccl|peer|connection|socket|unavailable|deadline|cancelled|aborted|barrier|coordination", re.IGNORECASE)
 
 
@@ -61,7 +61,9 @@ class Streams:
         for number, (real, file) in self._caught.items():
             until = sizes[number] if last else self._mark[1][number]
             text = os.pread(file.fileno(), until - self._done[number], self._done[number])
-            self._done[number] = until
+            if not last:
+                text = text[: text.rfind(b"\n") + 1]  # C++ writes a line in pieces
+            self._done[number] += len(text)
             kept = b"".join(line for line in text.splitlines(keepends=True) if not NOISE.search(line))
             if kept:
                 os.write(real, kept)

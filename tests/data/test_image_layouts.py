@@ -377,15 +377,35 @@ def test_folders_that_do_not_fit(tmp_path):
     refused(config("folder", tmp_path / "few", validation=0.0), "no test images")
 
 
-def test_the_fingerprint_is_of_names_labels_and_sizes_and_of_no_place(tmp_path):
-    def print_of(root):
-        load.cache_clear()
-        return {name: split["sha256"] for name, split in load(config("folder", root)).facts["splits"].items()}
+def print_of(root):
+    load.cache_clear()
+    return {name: split["sha256"] for name, split in load(config("folder", root)).facts["splits"].items()}
 
+
+def test_the_fingerprint_is_of_names_labels_and_sizes_and_of_no_place(tmp_path):
     first = print_of(write_folder(tmp_path / "a"))
     assert first == print_of(write_folder(tmp_path / "b"))
     (tmp_path / "b/oak/3.jpg").write_bytes((tmp_path / "b/oak/3.jpg").read_bytes() + b" ")
     assert first != print_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".ppm", ".pgm", ".tif"])
+@pytest.mark.parametrize("side", [4, 100])  # smaller and larger than what is read of a file
+@pytest.mark.parametrize("at", [0, -1])
+def test_the_fingerprint_tells_pictures_of_one_size_apart(suffix, side, at, tmp_path):
+    pixels = np.zeros((side, side, 3), np.uint8)[..., slice(None) if suffix != ".pgm" else 0]
+
+    def draw(value):
+        pixels[at, at] = value
+        for name in ("ash", "oak"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            for i in range(8):
+                Image.fromarray(pixels).save(tmp_path / name / f"{i}{suffix}")
+        return (tmp_path / f"oak/0{suffix}").stat().st_size, print_of(tmp_path)
+
+    (size, first), (same, other) = draw(0), draw(1)
+    assert size == same
+    assert first != other
 
 
 def test_every_source_of_the_config_is_a_function():

@@ -13,9 +13,9 @@ import pytest
 
 from jaxdistill import UserError
 from jaxdistill.data import shards, teacher_cache
-from jaxdistill.data.cache import only_writer
 from jaxdistill.data.shards import Layout
 from jaxdistill.data.teacher_cache import Cache, Options
+from jaxdistill.lock import only_writer
 from tests.data import produced
 
 ROOT = Path(__file__).parents[2]

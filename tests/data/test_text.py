@@ -1,6 +1,8 @@
 """From files to rows: every source, every mistake, the split, the cache."""
 
+import errno
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -122,12 +124,15 @@ def test_a_tfds_dataset_that_is_not_prepared(name, tmp_path, monkeypatch):
         ("files", b"", "no text"),
         ("files", b"ab\xff", "invalid UTF-8 at byte 2; .*data.invalid_utf8='replace'"),
         ("jsonl", b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
+        ("jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "line 1: JSON beyond what is read .Exceeds the limit"),
+        ("jsonl", b'{"text": "a", "n": ' + b"[" * 100000 + b"]" * 100000 + b"}", "line 1: JSON beyond what is read .maximum recursion"),
         ("jsonl", b'["a"]', "line 1: a JSON list"),
         ("jsonl", b'{"body": "a", "n": 1}', "data.field 'text': .*line 1 has only 'body', 'n'"),
         ("jsonl", b'{"text": 3}', "data.field 'text': .*line 1 holds a int"),
         ("jsonl", b'{"text": "\\ud800"}', "line 1: invalid UTF-8"),
         ("parquet", b"PAR", "not a readable parquet file"),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_unusable_content_is_one_line(tmp_path, source, content, message):
     path = tmp_path / "content"
@@ -138,6 +143,32 @@ def test_unusable_content_is_one_line(tmp_path, source, content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_that_cannot_be_read_is_not_left_out_in_silence(tmp_path, monkeypatch):
+    for name in ("open", "shut"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+
+    def scandir(path, scan=os.scandir):  # (permissions do not stop a root user)
+        if str(path).endswith("shut"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=f"^{tmp_path}/shut: Permission denied; a readable folder is accepted$"):
+        list(documents(config(tmp_path)))
+
+
+def test_a_parquet_file_damaged_in_its_pages(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [f"text {i} " * 9 for i in range(99)]}), path, compression="snappy")
+    raw = bytearray(path.read_bytes())
+    raw[60:400] = bytes(byte ^ 0x5A for byte in raw[60:400])
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=f"^{path}: not a readable parquet file") as caught:
+        list(documents(config(path, source="parquet")))
+    assert "\n" not in str(caught.value)
+
+
 def test_unusable_parquet_columns(tmp_path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"n": [1], "text": pyarrow.array([b"\xff"])}), path)
@@ -145,6 +176,10 @@ def test_unusable_parquet_columns(tmp_path):
         list(documents(config(path, source="parquet", field="body")))
     with pytest.raises(UserError, match="data.field 'n': .* holds int64; a column of strings"):
         list(documents(config(path, source="parquet", field="n")))
+    twice = pyarrow.table([["a"], ["b"], [1]], names=["text", "text", "n"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match="data.field 'text': .*twice.parquet has it twice"):
+        list(documents(config(tmp_path / "twice.parquet", source="parquet")))
     with pytest.raises(UserError, match="row 0: invalid UTF-8 at byte 0"):
         list(documents(config(path, source="parquet")))
 

@@ -1,5 +1,6 @@
 """Tokens spell their documents byte for byte, for each family of tokenizer; files and errors."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -45,6 +46,20 @@ HARD = "e\u0301 👩‍👩‍👧 \x00 \ufffd <|endoftext|> \r\n \u2581 İ ﬁ 
 @example(text="")
 def test_byte_level_tokens_spell_any_text(trained, text):
     assert spelled(trained, text) == text
+
+
+def test_texts_are_batched_by_their_characters_and_keep_their_ids(trained):
+    class Backend:
+        def encode_batch_fast(self, texts, **options):
+            seen.append([len(text) for text in texts])
+            return trained.backend.encode_batch_fast(texts, **options)
+
+    seen, texts = [], ["a b" * 10, "", "c d" * 40, "e", "f", "g", "h i" * 10, ""]
+    found = list(dataclasses.replace(trained, backend=Backend()).encode(iter(texts), at_once=4, characters=100))
+    assert seen == [[30, 0], [120], [1, 1, 1, 30], [0]]
+    assert [ids.tolist() for ids in found] == [trained.backend.encode(text, add_special_tokens=False).ids for text in texts]
+    assert {ids.dtype for ids in found} == {np.dtype(np.int32)}
+    assert list(trained.encode([])) == []
 
 
 def test_special_tokens_stand_for_no_bytes_also_when_a_text_spells_them(trained):
@@ -142,15 +157,23 @@ def test_errors_name_the_tokenizer(trained, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/tokenizer.json").write_text("{")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "listed_alone").mkdir()
+    (tmp_path / "listed_alone/tokenizer_config.json").write_text("[1]")
     half = write(tmp_path / "half", trained.backend)
     pathlib.Path(half, "tokenizer_config.json").write_text("{")
+    listed = write(tmp_path / "listed", trained.backend)
+    pathlib.Path(listed, "tokenizer_config.json").write_text("[1]")
     for name, message in {
         bare: "neither eos nor bos",
         foreign: "'</s>' is not in its vocabulary",
         str(tmp_path / "broken"): "is not a tokenizer.json",
         str(tmp_path / "missing"): "not found",
         str(tmp_path / "empty"): "data.tokenizer",
-        half: "tokenizer_config.json: not JSON",
+        str(tmp_path / "listed_alone"): "not readable by transformers .AttributeError: ",
+        half: "tokenizer_config.json: cannot be read as JSON",
+        listed: "tokenizer_config.json: found a JSON list",
+        write(tmp_path / "number", trained.backend, eos_token=3): "tokenizer_config.json: eos_token: found 3; accepted: a token's text",
+        write(tmp_path / "nameless", trained.backend, eos_token={"id": 3}): "eos_token: found {'id': 3}; accepted: a token's text",
         "nobody/nothing": "offline",
     }.items():
         with pytest.raises(UserError, match=message) as caught:

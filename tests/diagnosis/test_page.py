@@ -292,3 +292,16 @@ def test_numbers_on_axes_are_whole(job):
 def test_charts_of_a_run_without_updates(tmp_path):
     workdirs.run(tmp_path, "untouched", 0, {"nll": 1.0}, config={"train": {"steps": 0}})
     assert not list(run_charts.charts(records.read_run(tmp_path / "runs/untouched-0")))
+
+
+def test_with_out_all_is_written_there(job, tmp_path):
+    """Also the curves: the workdir may be of someone else."""
+    before = sorted(job.rglob("*"))
+    other = workdirs.job(tmp_path / "other", [workdirs.run(tmp_path / "other", "kd", 0, {"nll": 1.0}, lines=workdirs.lines())])
+    (tmp_path / "out").mkdir()
+    assert report.main(["report", str(job), f"--out={tmp_path / 'out/one.html'}"]) == 0
+    assert report.main(["report", str(job), str(other), f"--out={tmp_path / 'out/both.html'}"]) == 0
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"both.html", "curves.png", "curves_1.png", "curves_2.png", "one.html"}
+    assert sorted(job.rglob("*")) == before
+    assert not (other / "curves.png").exists()

@@ -153,6 +153,18 @@ def test_a_job_in_any_state(workdir):
     assert records.read(workdir).rows == []
 
 
+def test_a_row_that_is_not_finite_is_of_numbers(workdir):
+    """Also its nested parts, and what results.json holds of it."""
+    row = {"name": "teacher", "seed": 0, "nll": "inf", "best": {"step": 1, "nll": "nan"}, "stop": ""}
+    (workdir / "runs/teacher-0/result.json").write_text(json.dumps({"row": row}))
+    (workdir / "results.json").write_text(json.dumps({"rows": [row], "paired": [{"mean": "nan", "interval": ["-inf", "inf"]}]}))
+    job = records.read(workdir)
+    for found in (job.rows[0], job.runs["teacher-0"].row):
+        assert found == row | {"nll": math.inf, "best": found["best"]}
+        assert math.isnan(found["best"]["nll"])
+    assert job.results["paired"][0]["interval"] == [-math.inf, math.inf]
+
+
 @pytest.mark.parametrize(("path", "content", "said"), [
     ("config.json", None, r"config\.json: No such file.*accepted: the workdir of a job"),
     ("config.json", "{", r"config\.json: cannot be read as JSON .*accepted"),

@@ -129,11 +129,18 @@ class TestProjector(Chunked):
         assert found.reached("student") == set()
         assert found.reached("projector") == {"projector/out/kernel", "projector/out/bias"}
 
-    def test_kd_is_closed_until_the_projected_teacher_beats_the_unigrams(self, case, job):
+    def test_kd_is_closed_until_the_projected_teacher_beats_the_unigrams(self, case, job, other):
         lines = [metrics["terms"] for metrics in whole_run(case).metrics]
         assert {(float(line["lm"]["weight"]), float(line["kd"]["weight"])) for line in lines} == {(1.0, 0.0)}
-        corpus, recipe = text.load(text.TextConfig(**conftest.TEXT | dict(path=str(job / "text")))), case.recipe
-        unigrams = language.unigram_nll(corpus.splits["train"].labels, corpus.splits["validation"].labels, corpus.vocab)
+        corpus, recipe = text.paired(text.TextConfig(**conftest.TEXT | dict(path=str(job / "text"))), str(other), 40), case.recipe
+        labels = {}
+        for split, rows in corpus.splits.items():  # of the places that are measured: where both models have read the same
+            found = rows.rows(np.arange(len(rows)))
+            there = (found["segments"][:, 1:] == found["segments"][:, :-1]) & (found["segments"][:, 1:] > 0)
+            there &= (found["aligned"][:, :-1] >= 0) & (found["aligned"][:, :-1] < rows.width)
+            labels[split] = found["tokens"][:, 1:][there]
+        assert len(labels["validation"]) < corpus.splits["validation"].packed.predicted
+        unigrams = language.unigram_nll(labels["train"], labels["validation"], corpus.vocab)
         memory, seen = recipe.memory, []
         for nll in (unigrams + 1e-3, unigrams - 1e-3, unigrams + 1):  # once open, it stays so
             memory, controls, stop = recipe.react(memory, 4, {"validation/projector_nll": nll})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.losses.fused_vocab import fused_vocab_loss
-from jaxdistill.losses.targets import Mixture, TopK, top_k
+from jaxdistill.losses.targets import Mixture, Samples, TopK, sample, top_k
 from jaxdistill.recipe import Aux, Group, Recipe, Schedule
 from jaxdistill.training import optim, sharding, state
 
@@ -50,11 +50,12 @@ def loss(hidden, head, bias, a):
     teacher = a["theirs"], a["their_wte"]
     if "second" in a:
         teacher = Mixture((teacher, (a["second"], a["their_wte"][:, :8])), (0.4, 0.6))
-    if "ids" in a:
-        teacher = TopK(a["ids"], a["logits"], a["log_tail"])
+    for kind in (TopK, Samples):
+        if set(kind._fields) <= a.keys():
+            teacher = kind(*(a[name] for name in kind._fields))
     total, terms, probes = fused_vocab_loss(
-        hidden, head, a["labels"], scale=SCALE, where=a["where"], teacher=teacher, head_bias=bias,
-        temperature=2.0, chunk=16, probe=True,
+        hidden, head, a["labels"], scale=SCALE, where=a["where"], kd_where=a.get("kd_where"), teacher=teacher, head_bias=bias,
+        temperature=2.0, chunk=4, probe=True,
     )
     return total, (terms, probes)
 
@@ -79,12 +80,26 @@ def test_no_collective_runs_in_the_loop_and_the_result_is_one_devices(mesh):
         np.testing.assert_allclose(ours, one, rtol=0, atol=1e-6 * float(jnp.abs(one).max()))
 
 
-@pytest.mark.parametrize("kind", ["Mixture", "TopK"])
-def test_other_targets_are_cut_as_the_tokens_are(kind):
-    a = arrays()
+def with_target(kind, batch) -> dict:
+    """The arrays, with another target than one teacher: of the sparse ones some ids hold nothing, and kd counts other tokens than lm."""
+    a = arrays(batch)
+    if kind == "Mixture":
+        return a | {"second": a["theirs"][..., 8:16]}
     logits = jnp.einsum("btd,vd->btv", a["theirs"], a["their_wte"])
-    more = {"second": a["theirs"][..., 8:16]} if kind == "Mixture" else jax.device_get(top_k(logits, 9, temperature=2.0)._asdict())
-    a, mesh = a | more, sharding.make_mesh((2, 2, 2))
+    draw, drop, count = jax.random.split(jax.random.key(1), 3)
+    target = top_k(logits, 9, temperature=2.0) if kind == "TopK" else sample(draw, logits, 9, temperature=2.0, gamma=0.6)
+    target = target._replace(ids=jnp.where(jax.random.bernoulli(drop, 0.8, target.ids.shape), target.ids, -1))
+    return a | jax.device_get(target._asdict() | {"kd_where": jax.random.bernoulli(count, 0.6, a["where"].shape)})
+
+
+@pytest.mark.parametrize(("kind", "mesh", "batch"), [
+    ("Mixture", (2, 2, 2), 16),
+    *((kind, mesh, 16) for kind in ("TopK", "Samples") for mesh in [(8, 1, 1), (2, 4, 1), (2, 2, 2)]),
+    ("TopK", (2, 2, 2), 4), ("Samples", (2, 2, 2), 4),  # too few rows for all devices: positions are cut too
+])
+def test_other_targets_are_cut_as_the_tokens_are(kind, mesh, batch):
+    """Total, terms, probes and every gradient are one device's."""
+    a, mesh = with_target(kind, batch), sharding.make_mesh(mesh)
     compiled = jax.jit(run).lower(on(mesh, a)).compile()
     assert looped(compiled.as_text()) == []
     for ours, one in zip(jax.tree.leaves(compiled(on(mesh, a))), jax.tree.leaves(jax.jit(run)(a)), strict=True):

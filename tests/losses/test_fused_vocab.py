@@ -202,6 +202,18 @@ def test_heads_with_unlike_padding():
     np.testing.assert_array_equal(fused(case, arrays, *arrays.student)[0], wanted)
 
 
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_bias_of_minus_infinity_is_outside_both_vocabularies(side):
+    arrays = Arrays(Case(bias=True))
+    biases = getattr(arrays, side)
+    biases[2] = biases[2].at[-7:].set(-jnp.inf)
+    kd = lambda case, arrays: jax.value_and_grad(  # noqa: E731
+        lambda h, *rest: fused(case, arrays, h, *rest, scale={"kd": SCALE["kd"]})[0])(*arrays.student)
+    found = kd(Case(bias=True), arrays)
+    np.testing.assert_allclose(found[0], kd(Case(bias=True, vocab=58), arrays)[0], rtol=1e-6)
+    assert np.all(np.isfinite(found[1]))
+
+
 def test_masked_tokens_give_nothing_and_the_teacher_gets_no_gradient():
     case = Case()
     arrays = Arrays(case)

@@ -8,6 +8,7 @@ import scipy.special
 import scipy.stats
 
 from jaxdistill.evaluators import language
+from jaxdistill.losses import fused_vocab
 from jaxdistill.losses.divergences import KINDS, divergence, forward_kl, topk_kl
 from jaxdistill.losses.fused_vocab import fused_vocab_loss
 from jaxdistill.losses.targets import MIXTURES, Mixture, Samples, TopK, coarse_kl, mixed, sample, top_k
@@ -115,6 +116,44 @@ class TestMixture:
     def test_what_is_refused(self, student, models, where, change, said):
         with pytest.raises(ValueError, match=said):
             fused(student, Mixture(models, (0.2, 0.2, 0.6))._replace(**change), where)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("of", ["states", "top 7", "draws"])
+@pytest.mark.parametrize("small", [0, fused_vocab.SMALL])
+def test_both_terms_and_their_gradients_in_float64(where, of, temperature, small, monkeypatch):
+    """Whatever they share of one softmax, and whichever way round the head's gradient is added up."""
+    monkeypatch.setattr(fused_vocab, "SMALL", small)
+    student = normal(40, *SHAPE, 8), normal(41, VOCAB, 8)
+    teacher = normal(42, *SHAPE, 12, by=0.6), normal(43, VOCAB, 12)
+    labels = jax.random.randint(jax.random.key(4), SHAPE, 0, VOCAB)
+    theirs = logits_of(*teacher)
+    target = {"states": teacher, "top 7": top_k(theirs, 7, temperature=temperature),
+              "draws": sample(jax.random.key(5), theirs, 9, temperature=temperature, gamma=0.5)}[of]
+
+    def loss(hidden, head):
+        return fused_vocab_loss(hidden, head, labels, scale=SCALE, where=where, teacher=target, temperature=temperature, chunk=7)[0]
+
+    found = jax.jit(jax.value_and_grad(loss, (0, 1)))(*student)
+    hidden, head, mask = (np.asarray(x, np.float64) for x in (*student, where))
+    log_q, log_q_hot, log_p = (scipy.special.log_softmax(np.asarray(z, np.float64) / t, axis=-1)
+                               for z, t in ((hidden @ head.T, 1), (hidden @ head.T, temperature), (theirs, temperature)))
+    onehot = np.eye(VOCAB)
+    p, q = np.exp(log_p), np.exp(log_q_hot)
+    if of == "draws":
+        p = np.einsum("btn,btnv->btv", target.weights, onehot[target.ids])
+        kd, slope = -np.sum(p * log_q_hot, axis=-1), p.sum(axis=-1, keepdims=True) * q - p
+    elif of == "states":
+        kd, slope = np.sum(p * (log_p - log_q_hot), axis=-1), q - p
+    else:
+        kept = onehot[target.ids].sum(axis=-2)
+        tails = [np.sum((1 - kept) * x, axis=-1, keepdims=True) for x in (p, q)]
+        kd = np.sum(kept * p * (log_p - log_q_hot), axis=-1) + (tails[0] * np.log(tails[0] / tails[1]))[..., 0]
+        slope = np.where(kept, q - p, q * (1 - tails[0] / tails[1]))
+    lm = -np.sum(onehot[labels] * log_q, axis=-1)
+    total = np.sum(mask * (SCALE["lm"] * lm + SCALE["kd"] * temperature**2 * kd))
+    d = mask[..., None] * (SCALE["lm"] * (np.exp(log_q) - onehot[labels]) + SCALE["kd"] * temperature * slope)
+    close(found, (total, (d @ head, np.einsum("btv,btd->vd", d, hidden))), 2e-6)
 
 
 class TestTopK:

@@ -1,9 +1,12 @@
 """Hugging Face folders: every way in which one can be wrong is one line, and what is accepted is read exactly."""
 
 import fnmatch
+import functools
 import json
+import os
 import pickle
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -185,6 +188,39 @@ def test_folder_hash_is_of_the_bytes_and_not_of_the_place(made, folder):
     shutil.rmtree(folder)
     with pytest.raises(UserError):
         hf.folder_hash(folder)
+
+
+class TestFolderHashIsTakenOnce:
+    """And is never that of files as they were."""
+
+    @pytest.fixture
+    def reads(self, monkeypatch):
+        """One entry each time that the files of a folder are read; files count as settled at once."""
+        seen, hash_of = [], hf._files_hash.__wrapped__
+        monkeypatch.setattr(hf, "_files_hash", functools.lru_cache(lambda state: seen.append(state) or hash_of(state)))
+        monkeypatch.setattr(hf, "SETTLED", -(10**18))
+        return seen
+
+    def test_whatever_the_folder_is_called(self, folder, reads, monkeypatch):
+        monkeypatch.chdir(folder.parent)
+        assert hf.folder_hash(folder) == hf.folder_hash(str(folder)) == hf.folder_hash(folder.name)
+        assert len(reads) == 1
+
+    @pytest.mark.parametrize("later", [1, 0], ids=["a new time", "the old time, as cp -p leaves it"])
+    def test_other_bytes_of_the_same_size(self, later, folder, reads):
+        want, weights = hf.folder_hash(folder), folder / hf.WEIGHTS
+        raw, stat = weights.read_bytes(), weights.stat()
+        time.sleep(0.02)  # longer than a tick of the file system's clock
+        weights.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+        os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns + later))
+        assert hf.folder_hash(folder) != want
+        weights.write_bytes(raw)
+        assert hf.folder_hash(folder) == want
+
+    def test_what_was_written_just_now_is_read_again(self, folder, reads, monkeypatch):
+        monkeypatch.setattr(hf, "SETTLED", 10**18)
+        assert hf.folder_hash(folder) == hf.folder_hash(folder)
+        assert len(reads) == 2
 
 
 def test_params_hash_sees_values_names_and_dtypes(made):

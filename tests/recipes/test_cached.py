@@ -1,6 +1,7 @@
 """A teacher that was stored: training from it is training beside it, in every format, and what it was not made for is one line."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -311,6 +312,26 @@ def test_a_launcher_that_starts_several_is_told_so(monkeypatch):
     monkeypatch.setattr(teach, "run", lambda *args, **options: pytest.fail("it ran"))
     with flagsaver.flagsaver(), pytest.raises(UserError, match="Slurm runs 4 processes .* accepted: one process"):
         command.run(None)
+
+
+@pytest.mark.parametrize(("flag", "value"), [
+    ("distributed", "true"), ("coordinator", "127.0.0.1:8476"), ("num_processes", "2"), ("process_id", "0"), ("meet_seconds", "9"),
+])
+def test_several_processes_are_refused(monkeypatch, flag, value):
+    from jaxdistill import cache as command
+
+    monkeypatch.setattr(teach, "run", lambda *args, **options: pytest.fail("it ran"))
+    found = re.escape(f"--{flag}: found with jaxdistill.cache, which is one process; accepted: --config=FILE, ")
+    with flagsaver.as_parsed(**{flag: value}), pytest.raises(UserError, match=f"^{found}.*"):
+        command.run(None)
+
+
+def test_several_processes_end_the_command_with_one_line(tmp_path):
+    flags = ["--config=configs/kd.py:smoke", f"--workdir={tmp_path / 'cache'}", "--num_processes=2", "--process_id=1"]
+    done = subprocess.run([sys.executable, "-m", "jaxdistill.cache", *flags], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: --num_processes: found with jaxdistill.cache, which is one process; accepted: ")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_job_stays_as_it_was_asked_for(job, tmp_path):

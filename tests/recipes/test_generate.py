@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxdistill import UserError, generate, models
-from jaxdistill.data import cache, text, tokenizer
+from jaxdistill.data import text, tokenizer
+from jaxdistill.lock import only_writer
 from jaxdistill.models import generation
 from tests.recipes.conftest import TEXT, config
 
@@ -52,15 +53,64 @@ def test_each_document_is_what_the_teacher_generates_by_itself(whole, job, rows)
     module, params = models.from_hf(job / "teacher")
     texts = [document.text for document in text.training_documents(rows)]
     assert len(texts) > 19
-    short = 0
+    short = cut = 0
     for n, ids in enumerate(tok.encode(texts[:19])):
         prompt = [tok.bos, *ids[:12].tolist()]
         short += len(prompt) < 13
         found = generation.generate(module, params, new=4, key=jax.random.key(5), rows=np.array([n]), temperature=0.8, eos=tok.eos,
                                     vocab=tok.vocab, **generation.aligned([prompt], 13))
-        ids = [token for token in found.tokens[0, : int(found.mask.sum())].tolist() if token != tok.eos]
-        assert documents[n]["text"] == tok.decode(prompt[1:] + ids)
+        written = found.tokens[0, : int(found.mask.sum())].tolist()
+        ids = prompt[1:] + [token for token in written if token != tok.eos]
+        raw = b"".join(tokenizer.token_pieces(tok)[token] for token in ids)
+        missing = 0 if written[-1] == tok.eos else begun(raw)
+        cut += missing > 0
+        assert documents[n]["text"] == (raw[:-missing].decode(errors="replace") if missing else tok.decode(ids))
     assert short  # some documents are shorter than a prompt
+    assert cut  # and some were cut off within a character
+
+
+def begun(raw: bytes) -> int:
+    """Bytes at the end that are the beginning of a character, the rest of which is missing."""
+    for count in range(1, 4):
+        try:
+            raw[-count:].decode()
+        except UnicodeDecodeError as error:
+            if (error.start, error.reason) == (0, "unexpected end of data"):
+                return count
+    return 0
+
+
+@pytest.mark.parametrize(("written", "ends", "text"), [
+    (b"a\xf0\x9f\x98", "length", "a"),  # three ids of four
+    (b"a\xf0\x9f\x98\x80", "length", "a😀"),
+    (b"a\xf0\x9f\x98", "eos", "a\ufffd"),  # the model ended it so
+    (b"\xe6a\xe6\x97\xa5\xe6", "length", "\ufffda日"),  # what is wrong within stays
+    (b"a\x97", "length", "a\ufffd"),  # no character begins so: nothing is missing after it
+    (b"a\xe6\xc3", "length", "a\ufffd"),
+    (b"\xe6", "length", "é"),  # the prompt is whole
+])
+def test_a_document_that_is_cut_off_ends_in_a_whole_character(job, tmp_path, monkeypatch, written, ends, text):
+    tok = tokenizer.load(str(job / "teacher"))
+    of_byte = {piece: token for token, piece in enumerate(tokenizer.token_pieces(tok)) if len(piece) == 1}
+    spell = lambda raw: [of_byte[bytes([byte])] for byte in raw]  # noqa: E731
+    ids = [*spell(written), *([tok.eos] if ends == "eos" else [])]
+    prompt, text = ("é", text) if text == "é" else ("", text)
+    found = generation.Generated(np.array([ids]), np.ones((1, len(ids)), bool), np.zeros((1, len(ids))))
+    monkeypatch.setattr(generation, "generate", lambda *args, **options: found)
+    wanted = dict(seed=0, batch=1, documents=1, tokens=len(ids), temperature=1.0, top_p=1.0, prompt=2, field="text")
+    generate.write(tmp_path / "out", None, None, tok, [[tok.bos, *spell(prompt.encode())]], wanted)
+    assert json.loads((tmp_path / "out").read_text()) == {"text": text}
+
+
+def test_an_id_that_holds_more_than_the_cut_character_keeps_the_rest():
+    tok = tokenizer.train(["日本日本日本日本"], 258, "an id of two characters")
+    [ids] = tok.encode(["日本日本"])
+    pieces = [tokenizer.token_pieces(tok)[token] for token in ids]
+    assert b"\xa5\xe6" in pieces  # the end of one, and the beginning of the other
+    for count in range(1, len(ids) + 1):
+        whole = b"".join(pieces[:count]).decode(errors="ignore")
+        assert generate.cut_off(tok, ids[:count].tolist()) == whole
+    assert whole == "日本日本"
 
 
 def test_a_command_that_was_killed_ends_in_the_same_bytes(whole, workdir, tmp_path, monkeypatch, capsys):
@@ -108,7 +158,7 @@ def test_what_cannot_be_is_one_line_and_leaves_the_file(flags, said, whole, work
 
 
 def test_two_do_not_write_one_file(workdir, tmp_path):
-    with cache.only_writer(tmp_path / ".out.lock", "another"), pytest.raises(UserError, match="out: another process is writing it"):
+    with only_writer(tmp_path / ".out.lock", "another"), pytest.raises(UserError, match="out: another process is writing it"):
         run(workdir, tmp_path / "out")
     assert not (tmp_path / "out.manifest").exists()
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from jaxdistill import UserError
+from jaxdistill.data import text
 from jaxdistill.evaluators import language
 from jaxdistill.models import gpt2
 from jaxdistill.recipe import Dials
 from jaxdistill.recipes.lm import next_token
 from jaxdistill.training import loop, prepare
-from tests.recipes.conftest import config, ready
+from tests.invariants.checks import QUICK
+from tests.recipes.conftest import TEXT, config, ready
 
 
 def batches(one, count=1):
@@ -52,6 +54,35 @@ def test_next_token_masks_padding_and_the_seams_between_documents():
     np.testing.assert_array_equal(labels - tokens, np.ones((1, 6)))
     np.testing.assert_array_equal(where, [[True, True, False, True, False, False]])
     assert not next_token(batch | {"valid": np.array([False])})[2].any()
+    # Where it trains, the seam's label is the end of text; padding still has none.
+    _, labels, where, _ = next_token(batch, 99)
+    np.testing.assert_array_equal(where, [[True, True, True, True, False, False]])
+    np.testing.assert_array_equal(labels[where], [2, 3, 99, 5])
+    assert not next_token(batch | {"valid": np.array([False])}, 99)[2].any()
+
+
+@pytest.mark.parametrize("recipe", ["lm", "student_aware"])
+def test_a_student_learns_to_end_its_text(job, recipe):
+    """At the last tokens of its documents, it says so."""
+    one = ready(job, recipe=recipe, train=dict(steps=80, lr=2e-2), kd=dict(weight=((0.0, 0.0),)))
+    corpus, data, state = text.load(text.TextConfig(**TEXT | dict(path=str(job / "text")))), one.built.recipe.data("train", 0), one.state
+    batch = one.place(next(data))
+    step = one.step.lower(state, one.frozen, batch).compile(compiler_options=QUICK)
+    for _ in range(80):
+        state, _ = step(state, one.frozen, batch)
+        batch = one.place(next(data))
+    params = jax.device_get(state.params)
+    module = gpt2.GPT2(gpt2.GPT2Config(vocab=corpus.vocab, length=16, width=16, depth=1, heads=2))
+    rows = device(corpus.splits["train"].rows(np.arange(len(corpus.splits["train"]))))
+    segments = rows["segments"]
+    logits, _ = module.apply({"params": params.get("student", params)}, rows["tokens"][:, :-1], segments=segments[:, :-1],
+                             positions=rows["positions"][:, :-1])
+    said = np.asarray(jax.nn.softmax(logits)[..., corpus.eos])
+    last = (segments[:, 1:] != segments[:, :-1]) & (segments[:, 1:] > 0)
+    inside = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    assert last.sum() >= 10
+    assert said[last].mean() > 0.2
+    assert said[inside].mean() < 0.05
 
 
 def test_the_ledger_is_what_is_optimised(kd):
@@ -59,7 +90,7 @@ def test_the_ledger_is_what_is_optimised(kd):
     from jaxdistill.losses.divergences import forward_kl
 
     batch = device(batches(kd)[0])
-    tokens, labels, where, layout = next_token(batch)
+    tokens, _, where, layout = next_token(batch, 0)  # (of labels only the places matter here)
     student = gpt2.GPT2(gpt2.GPT2Config(vocab=kd.built.recipe.facts["vocab"], length=16, width=16, depth=1, heads=2))
     teacher, _ = gpt2.from_hf(kd.built.run.values["teacher"]["path"])
     ours, _ = student.apply({"params": kd.state.params["student"]}, tokens, **layout)
@@ -104,11 +135,11 @@ def test_bits_per_byte_by_hand():
     assert found["top1_agreement"] == found["top5_agreement"] == 1
 
 
-@pytest.mark.parametrize("nll", [0.5, 30.0, 699.0])
+@pytest.mark.parametrize("nll", [0.5, 30.0, 699.0, math.nan])
 def test_perplexity_is_not_clamped(nll):
     """485,165,195 is exp(20), and was reported of losses beyond it."""
     found = language.finish({"tokens": np.array([2.0]), "bytes": np.array([9.0]), "nll": np.array([2 * nll])})
-    assert math.log(found["perplexity"]) == pytest.approx(nll)
+    assert math.log(found["perplexity"]) == pytest.approx(nll, nan_ok=True)
 
 
 def test_top_k_agreement_is_where_the_teachers_choice_ranks():

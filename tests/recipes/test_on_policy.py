@@ -13,6 +13,7 @@ from jaxdistill.models.generation import Generated, generate
 from jaxdistill.recipe import Dials, Sampler, Schedule
 from jaxdistill.recipes import on_policy
 from jaxdistill.training import loop, sampling
+from tests.invariants.checks import EXACT, gap
 from tests.recipes.conftest import build, config, ready
 from tests.training.test_loop import interrupt, lines
 
@@ -177,6 +178,44 @@ class TestARun:
         for name in batch:
             np.testing.assert_array_equal(batch[name], other[name])
         np.testing.assert_allclose(*(np.asarray(jax.tree.leaves(seen)) for seen in (drawn, drawn_too)), rtol=1e-5)
+
+
+def updated(job, mesh=(1, 1, 1), micro=1):
+    """(the parameters after an update whose batch the student wrote, with rows that end early; its terms; the batch; the parameters
+    before). By SGD and at a large rate: Adam would divide rounding noise by itself."""
+    one = ready(
+        job, mesh=mesh, on_policy=dict(fraction=((0.0, 1.0),), prompt=4), train=dict(micro=micro, lr=1.0, warmup=0.0),
+        kd=dict(weight=((0.0, 0.5),), temperature=((0.0, 2.0),)), hidden=dict(weight=((0.0, 0.3),)),
+        optimizer=dict(name="sgd", momentum=0.0, clip=0.0),
+    )
+    draw, text = sampling.Sampling(one, one.state), one.place(next(one.built.recipe.data("train", 0)))
+    drawn = (draw.replace(at, one.state, text)[0] for at in range(8))
+    batch = next(batch for batch in drawn if not np.asarray(batch["segments"]).all())
+    before = jax.device_get(one.state.params)
+    after, metrics = one.step(one.state, one.frozen, batch)
+    return jax.device_get((after.params, metrics["terms"], batch, before))
+
+
+@pytest.fixture(scope="module")
+def alone(job):
+    found = updated(job)
+    counts = (found[2]["segments"][:, 4:] > 0).sum(axis=1)
+    assert len({counts[part::4].sum() for part in range(4)}) > 1  # of the micro-batches
+    assert gap(found[0], found[3]) > 0.01
+    return found
+
+
+@pytest.mark.parametrize(("options", "within"), [
+    (dict(micro=2), EXACT), (dict(micro=4), EXACT), (dict(mesh=(8, 1, 1)), 1e-5), (dict(mesh=(2, 4, 1)), 1e-5)], ids=str)
+def test_an_update_is_the_same_in_micro_batches_and_on_a_mesh(job, alone, options, within):
+    (params, terms, batch, _), (wanted, lines, written, _) = updated(job, **options), alone
+    for name in ("tokens", "segments", "prompt"):
+        np.testing.assert_array_equal(batch[name], written[name])
+    for name, line in lines.items():
+        assert terms[name]["count"] == line["count"], name
+        assert terms[name]["raw"] == pytest.approx(line["raw"], rel=1e-5), name
+    for part in wanted:
+        assert gap(params[part], wanted[part]) < within, part
 
 
 def test_repetition_is_the_share_of_ngrams_that_were_there_before():

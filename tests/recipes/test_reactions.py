@@ -50,6 +50,15 @@ def test_balance_brings_terms_to_the_size_of_the_reference():
     assert found[2] == pytest.approx(found[1])  # what is not finite changes no mean
 
 
+def test_what_keeps_the_routing_even_stays_its_share_of_the_router():
+    numbers = {"lm": 0.5, "kd": 0.5, "router": 0.1, "router_balance": 0.001, "hidden": 0.1, "hidden_balance": 0.0}
+    weights = {name: Schedule(((0.0, weight),)) for name, weight in numbers.items()}
+    reaction = reactions.chosen(reactions.ReactConfig(balance="kd"), weights)
+    assert reaction.controls == {"router": 1.0, "router_balance": 1.0, "hidden": 1.0}
+    controls = run(reaction, {"train/kd": 2.0, "train/hidden": 0.0, "train/router": 0.5})[0][0]
+    assert controls == {"router": 4.0, "router_balance": 4.0}
+
+
 def test_balance_multiplies_by_no_more_than_a_thousand():
     reaction = reactions.balance("kd", ("hidden", "router"))
     found = run(reaction, {"train/kd": 1.0, "train/hidden": 1e-9, "train/router": 1e9})
@@ -80,6 +89,6 @@ def test_chosen():
     assert reactions.chosen(reactions.ReactConfig(), weights).memory == {}
     everything = reactions.chosen(reactions.ReactConfig(patience=1, balance="kd"), weights, gate=5.0)
     assert set(everything.memory) == {"stopping", "gate", "balance"}
-    assert everything.controls == {"kd": 0.0, "hidden": 1.0}  # lm is what kd leaves; a term that is off, and a balance, are no terms
+    assert everything.controls == {"kd": 0.0, "hidden": 1.0, "hidden_balance": 1.0}  # lm is what kd leaves; the router is off
     with pytest.raises(UserError, match=r"^config key react.balance: found 'router'; accepted: '' or one of lm, kd, hidden$"):
         reactions.chosen(reactions.ReactConfig(balance="router"), weights)

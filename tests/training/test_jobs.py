@@ -1,11 +1,14 @@
 """A job is a list of runs: once or for each seed, from the cache, each with what earlier ones give it, paced by others."""
 
+import contextlib
+import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 
-from jaxdistill import UserError
+from jaxdistill import UserError, report
 from jaxdistill.training import loop, plan, store
 from tests import jobs, toy
 from tests.jobs import changed, read
@@ -60,6 +63,19 @@ class TestJob:
         (entry,) = (tmp_path / "cache" / "runs").iterdir()
         assert read(entry / "result.json")["row"] == found["rows"][0]  # mended
 
+    def test_a_run_that_was_begun_as_another_is_refused_with_a_cache_entry_too(self, pair, tmp_path):
+        """Its checkpoints stay; where it is the very run, the finished one takes its place."""
+        workdir, cache, results = pair
+        folder = tmp_path / "runs/teacher-0"
+        (folder / "checkpoints").mkdir(parents=True)
+        shutil.copy(workdir / "config.json", tmp_path)
+        identity = read(workdir / "runs/teacher-0/identity.json")
+        for rows, refused in ((63, True), (64, False)):
+            (folder / "identity.json").write_text(json.dumps(identity | {"facts": identity["facts"] | {"rows": rows}}))
+            with pytest.raises(UserError, match=r"facts\.rows \(there 63, now 64\)") if refused else contextlib.nullcontext():
+                assert loop.run(self.config(cache), tmp_path, quiet=True)["rows"][0] == results["rows"][0]
+            assert (folder / "checkpoints").exists() == refused
+
     def test_a_cache_that_cannot_be_written_is_said_and_passed_over(self, tmp_path, capsys):
         (tmp_path / "file").touch()
         config = changed(self.config(tmp_path / "file"), seeds=(0,), runs=("teacher",), headline="")
@@ -74,6 +90,23 @@ class TestJob:
         np.testing.assert_allclose(found["rows"][0]["error"], results["rows"][0]["error"], rtol=1e-6)
         assert found["rows"][1]["error"] == results["rows"][1]["error"]
         assert not (tmp_path / "runs/teacher-0/metrics.jsonl").exists()
+
+    def test_a_test_metric_that_is_not_finite_ends_no_job(self, tmp_path, monkeypatch, capsys):
+        """The table, the doctor and the report are made of it, and the same command finds the runs as they were."""
+        def make(config, old=toy.make):
+            recipe = old(config)
+            test = recipe.evaluators["test"]._replace(finish=lambda rows: {"error": math.nan if config.train.steps == 4 else 1.0})
+            return recipe._replace(evaluators=recipe.evaluators | {"test": test})
+
+        monkeypatch.setattr(toy, "make", make)
+        config = self.config(tmp_path / "cache", **{"gates.ledger_gap": math.inf})  # a key of the identity, as JSON cannot write it
+        for _ in range(2):
+            found = loop.run(config, tmp_path / "job", quiet=True)
+            assert [row["error"] for row in found["rows"]] == [pytest.approx(math.nan, nan_ok=True), 1.0, 1.0]
+            monkeypatch.setattr(loop, "train", None)
+        assert (read(tmp_path / "job/results.json")["paired"][0]["mean"], found["paired"][0]["interval"]) == ("nan", None)
+        assert report.main(["report", str(tmp_path / "job")]) == 0
+        assert "toy and teacher cannot be compared by error: it is not finite" in capsys.readouterr().out
 
     def test_fills_without_given_or_export_is_an_error(self, tmp_path, monkeypatch):
         config = jobs.pair()

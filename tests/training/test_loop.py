@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import UserError
-from jaxdistill.training import checkpoint, loop, metrics, state
+from jaxdistill.training import checkpoint, loop, metrics, state, store
 from tests import jobs, toy
 from tests.jobs import changed, read
 from tests.training.killed import MOMENTS
@@ -254,6 +254,29 @@ class TestRefused:
         with pytest.raises(UserError, match="other files"):
             loop.run(jobs.toy(), tmp_path)
 
+    def test_a_workdir_in_which_another_process_works(self, tmp_path):
+        """Before anything is written; it may come back, also where that process was killed in its first moments."""
+        with store.alone(tmp_path), pytest.raises(UserError, match=f"^workdir {tmp_path}: another process is writing it; accepted: one"):
+            loop.run(jobs.toy(), tmp_path, quiet=True)
+        assert [path.name for path in tmp_path.iterdir()] == [store.RUNNING]
+        (tmp_path / ".config.json.123").touch()
+        config = changed(jobs.toy(), **{"train.steps": 1})
+        loop.run(config, tmp_path, quiet=True)
+        with store.alone(tmp_path):
+            loop.run(config, tmp_path, quiet=True, held=True)
+
+    def test_the_user_s_home_in_a_path(self, tmp_path, monkeypatch):
+        """As in --workdir=~/kd, where no shell opens it."""
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        config = changed(jobs.toy(), cache="~/cache", **{"train.steps": 1})
+        config.run.toy.update(cached=True)
+        loop.run(config, "~/w", quiet=True)
+        assert not list((tmp_path / "here").iterdir())
+        assert (tmp_path / "home/w/results.json").exists()
+        assert len(list((tmp_path / "home/cache/runs").iterdir())) == 1
+
     def test_a_workdir_that_is_a_file(self, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(UserError, match="workdir"):
@@ -278,6 +301,8 @@ class TestRefused:
         ({"train.batch": 0}, r"train\.batch: found 0"),
         ({"train.final_lr": 1.5}, r"train\.final_lr: found 1\.5; accepted: a share from 0 to 1"),
         ({"train.lr": float("nan")}, r"train\.lr: found nan"),
+        ({"optimizer.eps": 0.0}, r"optimizer\.eps: found 0\.0; accepted with adamw: above 0"),
+        ({"optimizer.eps": 1e-50}, r"optimizer\.eps: found 1e-50"),  # 0 in float32
         ({"optimizer.name": "adam"}, r"optimizer\.name: found 'adam'; accepted: adamw, sgd"),
         ({"seeds": (0, 0)}, "seeds: found"),
         ({"runs": ()}, "runs: found"),

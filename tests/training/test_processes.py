@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import UserError
-from jaxdistill.training import distributed, loop, sharding, watch
+from jaxdistill.training import distributed, loop, sharding, store, watch
 from tests import jobs
 
 CONFIG = Path(__file__).with_name("twin_config.py")
@@ -133,6 +133,13 @@ def test_killed_and_started_again_they_end_as_if_nothing_had_been(folder, ran):
     read = lambda name: [{key: value for key, value in row.items() if key != "seconds"}  # noqa: E731
                          for row in json.loads((folder / name / "results.json").read_text())["rows"]]
     assert read("killed") == read("two")
+
+
+def test_all_are_refused_where_another_job_works(folder):
+    with store.alone(folder / "held"):
+        first, other = finish(start(folder / "held", "nothing", "nothing"))
+    assert first == (2, "", f"error: workdir {folder / 'held'}: another process is writing it; accepted: one at a time\n")
+    assert other == (2, "", "")
 
 
 def test_processes_that_do_not_meet_say_so(folder):

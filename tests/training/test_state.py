@@ -187,6 +187,16 @@ class TestSkip:
         assert jnp.all(jnp.isfinite(after.extra["mean"]))
 
 
+    def test_parameters_that_would_not_be_finite_are_not_written(self):
+        """Though loss and gradients are: the rate times the multiplier of a group is beyond float32."""
+        ready = jobs.ready(job(**{"train.lr": 3e38, "train.warmup": 0.0}))
+        after, metrics = ready.step(ready.state, ready.frozen, ready.place(batch()))
+        assert jnp.isfinite(metrics["loss"])
+        assert jnp.isfinite(metrics["grad_norm"])
+        assert not metrics["finite"]
+        assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((after.params, after.opt, after.ema)))
+
+
 class TestAverage:
     def test_it_is_the_weighted_mean_of_the_history(self, adam, start):
         now, decay, history = start, adam.built.train.ema, []

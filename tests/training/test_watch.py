@@ -77,3 +77,7 @@ def test_another_abort_stays_one(tmp_path):
 
 def test_noise_is_kept_quiet_and_nothing_else(tmp_path):
     assert together(tmp_path, "close", "close") == [(0, "something else\n", "")] * 2
+
+
+def test_noise_in_pieces_is_noise_too(tmp_path):
+    assert together(tmp_path, "close later", "close later") == [(0, "something else\nand more", "")] * 2

@@ -50,6 +50,17 @@ def close(told):
     sys.exit(0)
 
 
+def close_later(told):
+    """After noise in pieces, some in the middle of others: two threads write it."""
+    for piece in (b"[Gloo] Rank 0 is conn", b"ected to [Gloo] Rank 1 is connected to 3 peer ranks. Expected number of conn",
+                  b"ected peer ranks is : 3\n3 peer ranks. Expected number of conn", b"ected peer ranks is : 3\nsomething",
+                  b" else\nand more"):
+        os.write(1, piece)
+        time.sleep(3 * watch.HELD)
+    told.close()
+    sys.exit(0)
+
+
 ACTS = {
     "work": lambda told: None,
     "fail": fail,
@@ -58,6 +69,7 @@ ACTS = {
     "lose the service": lambda told: abort(FATAL),
     "abort": lambda told: abort(b"free(): invalid pointer\n"),
     "close": close,
+    "close later": close_later,
     "lose a connection": lambda told: told.collateral(RuntimeError("Gloo AllReduce failed: Connection closed by peer")),
 }
 

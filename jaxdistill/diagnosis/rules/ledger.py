@@ -26,8 +26,8 @@ def ledger_gap(run: Run, job: Job) -> Finding | None:
 
 
 def non_finite(run: Run, job: Job) -> Finding | None:
-    """Updates whose loss or gradient is not finite; they change nothing. An error where the run ended in them or most are, a warning from
-    5 % on, else a note: one overflow in a thousand updates is skipped and forgotten."""
+    """Updates whose loss, gradient or outcome is not finite; they change nothing. An error where the run ended in them or most are, a
+    warning from 5 % on, else a note: one overflow in a thousand updates is skipped and forgotten."""
     bad, logged = ~applied(run), len(run.steps)
     if not bad.any():
         return None
@@ -37,12 +37,15 @@ def non_finite(run: Run, job: Job) -> Finding | None:
     severity = "error" if streak >= min(run.get("gates.non_finite", 5), 3) or share > 0.5 else "warning" if share > 0.05 else "note"
     first = int(np.flatnonzero(bad)[0])
     terms = [name for name in run.terms if not np.isfinite(run.term(name)[first])]
-    where = f"first in the term(s) {', '.join(terms)}" if terms else "the loss is finite there, its gradient is not"
+    backward = not np.isfinite(run.updates["grad_norm"][first])
+    where = (f"first in the term(s) {', '.join(terms)}" if terms else "the loss is finite there, its gradient is not" if backward else
+             "loss and gradient are finite there, what the update would have written is not")  # fmt: skip
     early = first == 0
     cause = ("from the first update on: an input, a label or the mask is not what the loss expects" if early else
              "it came while training: a division by 0, a logarithm of 0 or an overflow")  # fmt: skip
     lr = float(run.updates["lr"][first])
-    cure = "inspect " + (f"the term {terms[0]} of the recipe's loss" if terms else "the backward pass: 0 times infinity under a where")
+    cure = "inspect " + (f"the term {terms[0]} of the recipe's loss" if terms else "the backward pass: 0 times infinity under a where"
+                         if backward else "the section optimizer, the groups' rates and what `whole` carries")
     return Finding(
         "non_finite", severity,
         f"{skipped} of {run.steps[-1]} updates were not finite, the first logged one is {run.steps[first]}; {where}",
