@@ -33,7 +33,7 @@ def get_config():
         weight=((0.0, 0.9),), temperature=((0.0, 1.0),), mode="logits", kind="forward_kl", beta=0.5, alpha=0.1, top_k=64, tau=100.0,
         teacher_weights=(), mixture="probabilities",
     ))
-    config.on_policy = ConfigDict(dict(fraction=((0.0, 0.0),), prompt=32, temperature=1.0, top_p=1.0))  # of rows of 1024 rather 256
+    config.on_policy = ConfigDict(dict(fraction=((0.0, 0.0),), prompt=32, temperature=1.0, top_p=1.0))  # rows of 1024 have room for more, as 256
     config.hidden = ConfigDict(dict(weight=((0.0, 0.0),), distance="rms", projector="linear", balance=0.01))
     config.attention = ConfigDict(dict(weight=((0.0, 0.0),)))
     config.contrastive = ConfigDict(dict(weight=((0.0, 0.0),), temperature=0.07))

@@ -10,7 +10,8 @@
 
 Each section of the config is one of the Config classes below or in models.matching and models.projector. Weights and knobs are
 ramps over the updates. A term whose weight is always 0 is left out of the program, with its parameters; `lm` weighs what `kd`
-leaves of 1.
+leaves of 1. The next token of a document's last one is the end of text, so that a student learns to stop; evaluation leaves it out:
+bits per byte are those of the text.
 """
 
 import dataclasses
