@@ -23,7 +23,7 @@ def get_config():
     config.student = ConfigDict(dict(path="", width=768, depth=6, heads=12, dtype="bfloat16", remat=True, **family))
     config.data = ConfigDict(dict(
         source="files", path="", field="text", invalid_utf8="error",
-        tokenizer=config.teacher.get_ref("path"),  # the models' own
+        tokenizer=config.teacher.get_oneway_ref("path"),  # the models' own
         vocab=50257, length=1024, validation=0.01, test=0.01, train_tokens=0, eval_tokens=1_048_576,
         train_path="",
     ))
@@ -31,9 +31,8 @@ def get_config():
     # What each option does: configs/kd.py. The feature terms are off here until measured.
     config.kd = ConfigDict(dict(
         weight=((0.0, 0.9),), temperature=((0.0, 1.0),), mode="logits", kind="forward_kl", beta=0.5, alpha=0.1, top_k=64, tau=100.0,
-        teacher_weights=(), mixture="probabilities",
     ))
-    config.on_policy = ConfigDict(dict(fraction=((0.0, 0.0),), prompt=32, temperature=1.0, top_p=1.0))  # rows of 1024 have room for more, as 256
+    config.on_policy = ConfigDict(dict(fraction=((0.0, 0.0),), prompt=32, temperature=1.0, top_p=1.0))  # there is room for 256
     config.hidden = ConfigDict(dict(weight=((0.0, 0.0),), distance="rms", projector="linear", balance=0.01))
     config.attention = ConfigDict(dict(weight=((0.0, 0.0),)))
     config.contrastive = ConfigDict(dict(weight=((0.0, 0.0),), temperature=0.07))

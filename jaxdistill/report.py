@@ -1,7 +1,7 @@
 """python -m jaxdistill.report WORKDIR [WORKDIR ...] [--out=FILE]: the table on the terminal, curves.png and report.html in the workdir.
 
 report.html is one self-contained page: no server, no network. Of several workdirs it shows them side by side; it is then
-comparison.html in the first one. With --out=FILE nothing is written but FILE and, beside it, the curves (curves_1.png, ... of several).
+comparison.html in the first one. With --out=FILE nothing is written but FILE and, beside it, FILE's curves.
 Works on a running, finished or crashed job.
 """
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     out = (flags.out or flags.workdir[0] / ("report.html" if len(jobs) == 1 else "comparison.html")).expanduser()
     places = [one.job.workdir / "curves.png" for one in jobs]
     if flags.out:
-        places = [out.with_name("curves.png" if len(jobs) == 1 else f"curves_{number}.png") for number in range(1, len(jobs) + 1)]
+        places = [out.with_name(f"{out.stem}_curves{f'_{number}' if len(jobs) > 1 else ''}.png") for number in range(1, len(jobs) + 1)]
     written = [curves(one, place) for one, place in zip(jobs, places, strict=True)]
     try:
         out.write_text(page(jobs, unlike([one.job for one in jobs])))

@@ -115,8 +115,8 @@ def set_leaf(params: dict, path: str, change) -> dict:
 
 
 def labels_not_shifted(recipe):
-    def unshifted(batch):
-        tokens, _, where, layout = next_token(batch)
+    def unshifted(batch, end=None):
+        tokens, _, where, layout = next_token(batch, end)
         return tokens, tokens, where, layout
 
     return inside(recipe, (student_aware, "next_token", unshifted))

@@ -246,13 +246,14 @@ def describe(batch: dict[str, np.ndarray], corpus: Corpus, rows: int = 1, width:
     lines, heads = [], ["token ", "label ", "counts"]
     for row in range(min(rows, len(batch["tokens"]))):
         tokens, segments = batch["tokens"][row], batch["segments"][row]
-        counted = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
+        counted = segments[1:] > 0
+        labels = np.where(counted & (segments[1:] != segments[:-1]), corpus.eos, tokens[1:])  # where a document ends, that is learned
         lines.append(
             f"row {row}: {counted.sum()} of {len(counted)} labels count; {segments.max()} document(s) or parts; "
             f"{(segments == 0).sum()} padding"
         )
         block = heads
-        for token, label, counts in zip(tokens[:-1], tokens[1:], counted, strict=True):
+        for token, label, counts in zip(tokens[:-1], labels, counted, strict=True):
             cells = [show(token), show(label), "1" if counts else "0"]
             wide = max(map(len, cells))
             if len(block[0]) + 1 + wide > width and block != heads:

@@ -302,6 +302,6 @@ def test_with_out_all_is_written_there(job, tmp_path):
     assert report.main(["report", str(job), f"--out={tmp_path / 'out/one.html'}"]) == 0
     assert report.main(["report", str(job), str(other), f"--out={tmp_path / 'out/both.html'}"]) == 0
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"both.html", "curves.png", "curves_1.png", "curves_2.png", "one.html"}
+    assert written == {"both.html", "both_curves_1.png", "both_curves_2.png", "one.html", "one_curves.png"}
     assert sorted(job.rglob("*")) == before
     assert not (other / "curves.png").exists()

@@ -61,6 +61,13 @@ def test_next_token_masks_padding_and_the_seams_between_documents():
     assert not next_token(batch | {"valid": np.array([False])}, 99)[2].any()
 
 
+def test_labels_are_counted_before_training_as_they_are_in_it(kd):
+    """Else the doctor takes the ends of short documents for padding that counts."""
+    batch = batches(kd)[0]
+    total, count = loss(kd, kd.state.params, device(batch))[1].probes["valid"]
+    assert kd.built.recipe.preflight(None, batch)["valid"] == pytest.approx(float(total / count))
+
+
 @pytest.mark.parametrize("recipe", ["lm", "student_aware"])
 def test_a_student_learns_to_end_its_text(job, recipe):
     """At the last tokens of its documents, it says so."""

@@ -67,7 +67,7 @@ def padding_counted(run: Run, job: Job) -> Finding | None:
             "padding_counted", "error",
             f"{run.probe('valid').values[0]:.0%} of the positions of the first batch count as labels, of which its data have {share:.0%}",
             "padding is predicted, which costs nothing once it is learned, and dilutes the rest",
-            "inspect recipes/lm.py: next_token: `where` leaves out padding and the ends of documents",
+            "inspect recipes/lm.py: next_token: `where` leaves out padding",
         )
     return None
 
