@@ -37,7 +37,7 @@ class TestSeveral:
     def seen(cls, one, folders):
         """Of a batch: (logits of each teacher and of the student in float64, labels that count, the batch)."""
         batch = next(one.built.recipe.data("train", 0))
-        tokens, _, where, layout = next_token(batch)
+        tokens, _, where, layout = next_token(batch, 0)  # (of labels only the places matter here)
         params = one.state.params["student"]
         sizes = gpt2.GPT2Config(vocab=len(params["wte"]["embedding"]), length=16, width=16, depth=1, heads=2)
         models = [*map(gpt2.from_hf, folders), (gpt2.GPT2(sizes), params)]
