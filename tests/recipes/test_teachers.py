@@ -35,9 +35,9 @@ class TestSeveral:
     @pytest.fixture(scope="class")
     @classmethod
     def seen(cls, one, folders):
-        """Of a batch: (logits of each teacher and of the student in float64, labels that count, the batch)."""
+        """Of a batch: (logits of each teacher and of the student in float64, labels that count in evaluation, the batch)."""
         batch = next(one.built.recipe.data("train", 0))
-        tokens, _, where, layout = next_token(batch, 0)  # (of labels only the places matter here)
+        tokens, _, where, layout = next_token(batch)
         params = one.state.params["student"]
         sizes = gpt2.GPT2Config(vocab=len(params["wte"]["embedding"]), length=16, width=16, depth=1, heads=2)
         models = [*map(gpt2.from_hf, folders), (gpt2.GPT2(sizes), params)]
@@ -47,7 +47,8 @@ class TestSeveral:
 
     @pytest.mark.parametrize("mixture", MIXTURES)
     def test_the_target_is_their_mixture(self, job, one, folders, seen, mixture):
-        logits, where, batch = seen
+        logits, _, batch = seen
+        *_, where, _ = next_token(batch, 0)  # (of labels only the places matter)
         built = build(job, teacher=dict(path=folders), kd=dict(teacher_weights=WEIGHTS, mixture=mixture))
         found = values(built.recipe, one, batch)["kd"]
         scaled = [z / 2 for z in logits]
