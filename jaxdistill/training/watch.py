@@ -27,7 +27,8 @@ GONE = 70  # the exit code of those that are left
 HELD = 3.0  # seconds at least for which what C++ says is held back
 ROOT = "jaxdistill"
 FATAL = "JAX distributed service"  # in what C++ says before it aborts
-NOISE = re.compile(rb"^\[Gloo\] |connected (to \d+ )?peer ranks|add_port\.cc|preemption_notifier\.cc|preemption_sync_manager\.cc")
+NOISE = re.compile(rb"\[Gloo\] |is connected to|peer ranks|add_port\.cc|preemption_notifier\.cc|preemption_sync_manager\.cc")
+SCRAP = re.compile(rb"[\d\s]*")  # after noise: of lines that several threads write into one another
 TROUBLE = re.compile(r"gloo|nccl|peer|connection|socket|unavailable|deadline|cancelled|aborted|barrier|coordination", re.IGNORECASE)
 
 
@@ -37,7 +38,7 @@ class Streams:
 
     def __init__(self):
         self._caught, self._done, self._mark = {}, {1: 0, 2: 0}, (time.monotonic(), {1: 0, 2: 0})
-        self._one = threading.Lock()
+        self._after_noise, self._one = {1: False, 2: False}, threading.Lock()
         for number, name in ((1, "stdout"), (2, "stderr")):
             getattr(sys, name).flush()
             real, file = os.dup(number), tempfile.TemporaryFile()  # noqa: SIM115  (open until the process ends)
@@ -64,9 +65,11 @@ class Streams:
             if not last:
                 text = text[: text.rfind(b"\n") + 1]  # C++ writes a line in pieces
             self._done[number] += len(text)
-            kept = b"".join(line for line in text.splitlines(keepends=True) if not NOISE.search(line))
-            if kept:
-                os.write(real, kept)
+            for line in text.splitlines(keepends=True):
+                noise = NOISE.search(line) or (self._after_noise[number] and SCRAP.fullmatch(line))
+                self._after_noise[number] = bool(noise)
+                if not noise:
+                    os.write(real, line)
         self._mark = now, sizes
 
 

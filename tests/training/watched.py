@@ -53,7 +53,8 @@ def close(told):
 def close_later(told):
     """After noise in pieces, some in the middle of others: two threads write it."""
     for piece in (b"[Gloo] Rank 0 is conn", b"ected to [Gloo] Rank 1 is connected to 3 peer ranks. Expected number of conn",
-                  b"ected peer ranks is : 3\n3 peer ranks. Expected number of conn", b"ected peer ranks is : 3\nsomething",
+                  b"ected peer ranks is : 3\n3 peer ranks. Expected number of conn", b"ected peer ranks is : 3\n3\n",
+                  b"\n0[Gloo] Rank 1 is connected to \n3\nsomething",
                   b" else\nand more"):
         os.write(1, piece)
         time.sleep(3 * watch.HELD)
