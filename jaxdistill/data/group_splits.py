@@ -18,7 +18,7 @@ KINDS = ("groups", "stratified", "given")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How examples are split. Keys of the section `data`, from which its dataclass inherits."""
+    """The section `data` of sequences, as far as it says how they are split; `sequences.SequenceConfig` has these keys too."""
 
     split: str = ""  # groups (each whole) | stratified (within each class) | given (by the source); "": given, else groups, if it can be
     group: str = "subject"  # what may not be on two sides, where the source has it; "": anything may
