@@ -32,7 +32,7 @@ def get_config():
     config.kd = ConfigDict(dict(
         weight=((0.0, 0.9),), temperature=((0.0, 1.0),), mode="logits", kind="forward_kl", beta=0.5, alpha=0.1, top_k=64, tau=100.0,
     ))
-    config.on_policy = ConfigDict(dict(fraction=((0.0, 0.0),), prompt=32, temperature=1.0, top_p=1.0))  # there is room for 256
+    config.on_policy = ConfigDict(dict(fraction=((0.0, 0.0),), prompt=32, temperature=1.0, top_p=1.0))  # rows have room for more
     config.hidden = ConfigDict(dict(weight=((0.0, 0.0),), distance="rms", projector="linear", balance=0.01))
     config.attention = ConfigDict(dict(weight=((0.0, 0.0),)))
     config.contrastive = ConfigDict(dict(weight=((0.0, 0.0),), temperature=0.07))

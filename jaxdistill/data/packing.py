@@ -2,7 +2,8 @@
 
 Documents, each after one prefix token (so that its first token is predicted as well), form one stream. Row r holds the
 `length + 1` tokens that start at r * length: consecutive rows share one token, the last of a row being the first input
-of the next. The label of place t is `tokens[t + 1]`, and counts iff `segments[t] == segments[t + 1] != 0`.
+of the next. The label of place t is `tokens[t + 1]`, and counts iff `segments[t] == segments[t + 1] != 0`; where a document
+ends, training has the end of text as a label beside these (`recipes.lm.next_token`).
 
 Only the stream is stored (4 bytes a token); rows are gathered, and their segments and positions worked out, when asked for.
 """

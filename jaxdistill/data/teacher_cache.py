@@ -3,7 +3,8 @@
     DIR/manifest.json      what the cache was made from, its tables, their shards with sizes and checksums; written last
     DIR/shards/            (data.shards) one table a split, by row number, and `constants`: what all rows share
 
-Formats, of the split that trains; what is only measured on is always `hidden`, so that a metric means the same whatever trains:
+Formats, of the split that trains; what is only measured on is always `hidden` (of a classifier `logits`), so that a metric means the same
+whatever trains:
     hidden    the teacher's last states: with its head, which is in `constants`, exact at any temperature
     topk      the k likeliest ids with their log-probabilities, and the log of what all others weigh at some temperatures
     sampled   ids drawn of the teacher's distribution, with weights with which every sum over it is unbiased
@@ -37,7 +38,7 @@ class Options:
     format: "": hidden of a language model, logits of a classifier. dtype: of states, log-probabilities or logits (""; bfloat16,
     float16, float32). k: of topk. samples, draws, gamma: of sampled: ids for each token, how often they are drawn (epochs take the
     draws in turn), and the power of the teacher's probabilities by which. temperatures: of topk, at which the others are weighed; of
-    sampled one, at which is drawn (()): those of kd.temperature. views: of augmented images: how many each is stored in, taken in
+    sampled one, at which is drawn; (): that of kd.temperature. views: of augmented images: how many each is stored in, taken in
     turn. seed: of draws and views."""
 
     format: str = ""
