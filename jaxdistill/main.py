@@ -82,6 +82,8 @@ def parse(argv: list[str], accepted: str = ACCEPTED_FLAGS) -> list[str]:
     check_config(argv)
     try:
         rest = flags.FLAGS(argv)
+    except SystemExit:  # --help, which absl ends with 1
+        raise SystemExit(0) from None
     except (flags.Error, ValueError, IndexError) as error:  # (absl checks not everything itself)
         raise UserError(f"flags: {error}" + (f"; {accepted}" if isinstance(error, flags.UnrecognizedFlagError) else "")) from None
     if not isinstance(CONFIG.value, ConfigDict):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -106,10 +107,18 @@ def test_help_is_fast_and_needs_no_jax():
     since = time.monotonic()
     code = "import sys, jaxdistill.main; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-    said = main("--help").stdout
+    done = main("--help")
+    assert done.returncode == 0
+    said = done.stdout
     assert time.monotonic() - since < 2 * 3
     assert "python -m jaxdistill.main --config=configs/kd.py" in said
     assert all(flag in said for flag in ("--config:", "--[no]dry_run:", "--workdir:"))
+
+
+def test_each_is_installed():
+    commands = {path.stem for path in (ROOT / "jaxdistill").glob("*.py") if "def cli()" in path.read_text()}
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {f"jaxdistill-{name}".removesuffix("-main"): f"jaxdistill.{name}:cli" for name in commands}
 
 
 def test_a_job_from_another_folder(folder):
