@@ -32,9 +32,10 @@ def cells(results: dict, *, brief: bool = False) -> tuple[list[str], list[list[s
         rows = [row for row in results["rows"] if row["name"] == name]
         mean = lambda values: sum(values) / len(values)  # noqa: E731
         values = [_over_seeds([float(row[m]) for row in rows], brief) if all(m in row for row in rows) else "" for m in shown]
-        best = show(mean([float(row["best"].get(metric, "nan")) for row in rows]))
-        body.append([name if len(rows) == 1 else f"{name} (mean of {len(rows)})", *values,
-                     f"{best} ({mean([row['best']['step'] for row in rows]):.0f})", f"{rows[0]['parameters']:,}",
+        best = ""  # of a floor that has no such metric
+        if all(metric in row["best"] for row in rows):
+            best = f"{show(mean([float(row['best'][metric]) for row in rows]))} ({mean([row['best']['step'] for row in rows]):.0f})"
+        body.append([name if len(rows) == 1 else f"{name} (mean of {len(rows)})", *values, best, f"{rows[0]['parameters']:,}",
                      f"{mean([row['steps'] for row in rows]):.0f}", f"{mean([row['seconds'] for row in rows]):.1f}"])
     return header, body
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jaxdistill import report
-from jaxdistill.diagnosis import curves, page, plots, records, run_charts, svg
+from jaxdistill.diagnosis import curves, headline, page, plots, records, run_charts, svg
 from jaxdistill.diagnosis.finding import Finding
 from jaxdistill.diagnosis.page import Shown
 from jaxdistill.diagnosis.records import Series
@@ -102,6 +102,17 @@ def test_one_page_of_its_own(text):
     assert text.count("<style") == 1
     for tag in ("svg", "figure", "div", "table", "details", "ul", "g", "p"):
         assert len(re.findall(f"<{tag}[ >]", text)) == text.count(f"</{tag}>"), tag
+
+
+def test_a_floor_without_the_metric_has_empty_cells():
+    """No "nan": it was not measured, and nothing is wrong with it."""
+    common = {"seed": 0, "steps": 0, "seconds": 0.0, "parameters": 0}
+    rows = [{"name": "one_nn", "accuracy": 0.4, "best": {"step": 0, "accuracy": 0.4}, **common},
+            {"name": "kaf", "nll": 0.5, "accuracy": 0.8, "best": {"step": 3, "nll": float("nan"), "accuracy": 0.8}, **common}]
+    header, body = headline.cells({"metric": "nll", "rows": rows}, brief=True)
+    at = header.index("at the best step")
+    assert (body[0][1], body[0][at]) == ("", "")
+    assert body[1][at] == "nan (3)"  # diverged, and says so
 
 
 def test_the_headline_run_is_open_and_first(text):
