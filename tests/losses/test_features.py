@@ -69,6 +69,14 @@ class TestAttention:
         np.testing.assert_allclose(attention_kl(p, p), 0, atol=1e-6)
         assert np.all(np.asarray(attention_kl(p, rows(2, 3, 6, 6, seed=1)))[:, 1:] > 1e-3)  # the first row has one key
 
+    def test_a_key_that_the_student_all_but_ignores_is_not_left_out(self):
+        """Else the divergence would be negative there, and a student that is as wrong as can be the best one."""
+        even = jnp.full((1, 1, 1, 2), 0.5)
+        found = [float(attention_kl(even, jax.nn.softmax(jnp.asarray([[[[gap, 0.0]]]])))[0, 0]) for gap in (0.0, 60.0, 70.0, 200.0)]
+        np.testing.assert_allclose(found[:2], [0, 29.3068528], rtol=1e-5, atol=1e-6)
+        assert found == sorted(found)
+        assert found[-1] > 30
+
     def test_masked_queries_and_masked_keys(self):
         p, q = rows(1, 2, 4, 4), rows(1, 2, 4, 4, seed=1)
         where = jnp.asarray([[True, True, False, True]])
