@@ -38,6 +38,7 @@ def token_log_probs(
     labels: Int[Array, "batch time"],
     *,
     where: Bool[Array, "batch time"],
+    vocab: int | None = None,
     chunk: int = CHUNK,
 ) -> Float[Array, "batch time"]:
     """log p(label) in nats from final states and output embedding, without ever holding [batch, time, vocab].
@@ -46,11 +47,12 @@ def token_log_probs(
 
     Args:
       where: tokens that count; the others give 0 and no gradient, whatever they hold.
+      vocab: the number of real ids, where the head holds more rows: the rest is padding, which takes no probability.
       chunk: tokens whose logits exist at a time; any value gives the same result to float rounding.
     """
 
     def body(head, hidden, labels, where):
-        return -cross_entropy(_logits(hidden, head, where), labels, where=where)
+        return -cross_entropy(_logits(hidden, head, where, vocab), labels, where=where)
 
     return _by_parts(body, head, (hidden, labels, where), chunk)
 
@@ -119,15 +121,18 @@ def chunked_uld(
     head: Float[Array, "vocab width"],
     *,
     where: Bool[Array, "batch time"],
+    vocab: int | None = None,
+    teacher_vocab: int | None = None,
     chunk: int = CHUNK,
 ) -> Float[Array, "batch time"]:
     """`uld` from final states and output embeddings, without ever holding [batch, time, vocab].
 
-    teacher_hidden: the teacher's states at the student's places, as `gather_aligned` gives them. Else as `token_log_probs`."""
+    teacher_hidden: the teacher's states at the student's places, as `gather_aligned` gives them. teacher_vocab: as vocab, of the teacher's
+    head. Else as `token_log_probs`."""
     teacher_hidden, teacher_head = jax.lax.stop_gradient((teacher_hidden, teacher_head))
 
     def body(heads, teacher_hidden, hidden, where):
-        return uld(_logits(teacher_hidden, heads[0], where), _logits(hidden, heads[1], where), where=where)
+        return uld(_logits(teacher_hidden, heads[0], where, teacher_vocab), _logits(hidden, heads[1], where, vocab), where=where)
 
     return _by_parts(body, (teacher_head, head), (teacher_hidden, hidden, where), chunk)
 
@@ -157,10 +162,10 @@ def _walk(body: Callable, chunk: int, heads, tokens: tuple) -> Float[Array, "bat
     return jnp.moveaxis(values, 0, 1).reshape(batch, -1)[:, :time]
 
 
-def _logits(hidden, head, where) -> Float[Array, "batch time vocab"]:
+def _logits(hidden, head, where, vocab) -> Float[Array, "batch time vocab"]:
     """Of tokens that count; the others must not reach a sum as 0 * inf. The head is cast to hidden's dtype within the part,
     so that its gradient is summed over the parts in its own."""
-    return vocab_logits(jnp.where(where[..., None], hidden, 0.0), head)
+    return vocab_logits(jnp.where(where[..., None], hidden, 0.0), head, vocab=vocab)
 
 
 def _span_sums(log_probs, spans, count: int) -> tuple[Float[Array, "batch span"], Bool[Array, "batch span"]]:

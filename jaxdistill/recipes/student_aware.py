@@ -151,7 +151,7 @@ def make(config) -> Recipe:
                 kd_terms = {"teacher": (states, head), "kd_where": known}
             else:
                 compare = _spans if kd.mode == "alm" else _ranks
-                values, counted = compare(kd, batch, ours["final"], head, *target, at_places)
+                values, counted = compare(kd, batch, (ours["final"], head, corpus.vocab), (*target, teacher.vocab), at_places)
                 terms["kd"] = Term(jnp.sum(values), jnp.sum(counted, dtype=jnp.float32))
                 shares = [dials.scale["kd"] * terms["kd"].sum]
         total, found, seen = fused_vocab_loss(
@@ -259,18 +259,22 @@ def make(config) -> Recipe:
     )
 
 
-def _spans(kd, batch, hidden, head, teacher_hidden, teacher_head, at_places):
-    """alm: (value of each aligned span, the spans there are)."""
+def _spans(kd, batch, student, teacher, at_places):
+    """alm: (value of each aligned span, the spans there are). student, teacher: (last states, output embedding, number of ids)."""
+    (hidden, head, vocab), (teacher_hidden, teacher_head, teacher_vocab) = student, teacher
+    labels, teacher_labels = batch["tokens"][:, 1:], batch["teacher_tokens"][:, 1:]
     spans, teacher_spans = batch["spans"], batch["teacher_spans"]
     known = (spans >= 0) & batch["valid"][:, None]
-    ours = cross_tokenizer.token_log_probs(hidden, head, batch["tokens"][:, 1:], where=known)
-    theirs = cross_tokenizer.token_log_probs(teacher_hidden, teacher_head, batch["teacher_tokens"][:, 1:], where=teacher_spans >= 0)
+    ours = cross_tokenizer.token_log_probs(hidden, head, labels, where=known, vocab=vocab)
+    theirs = cross_tokenizer.token_log_probs(teacher_hidden, teacher_head, teacher_labels, where=teacher_spans >= 0, vocab=teacher_vocab)
     values, there = cross_tokenizer.alm(theirs, ours, teacher_spans, jnp.where(known, spans, -1), tau=kd.tau)
     return kd.tau * values, there  # as T^2 elsewhere: the gradient keeps its size whatever tau is
 
 
-def _ranks(kd, batch, hidden, head, teacher_hidden, teacher_head, at_places):
-    """uld: (distance at each aligned place, those places)."""
+def _ranks(kd, batch, student, teacher, at_places):
+    """uld: (distance at each aligned place, those places). Else as `_spans`."""
+    (hidden, head, vocab), (teacher_hidden, teacher_head, teacher_vocab) = student, teacher
     _, _, where, _ = next_token(batch)
     states, aligned = at_places(batch, teacher_hidden)
-    return cross_tokenizer.chunked_uld(states, teacher_head, hidden, head, where=where & aligned), where & aligned
+    known, vocabs = where & aligned, {"vocab": vocab, "teacher_vocab": teacher_vocab}
+    return cross_tokenizer.chunked_uld(states, teacher_head, hidden, head, where=known, **vocabs), known

@@ -62,6 +62,11 @@ class Teacher:
         """Whether it reads other tokens than the student does."""
         return self.corpus.teacher is not None
 
+    @property
+    def vocab(self) -> int:
+        """The ids of its tokenizer. Its head may hold more rows."""
+        return self.corpus.teacher.vocab if self.paired else self.corpus.vocab
+
     def batches(self, split: str, batch: int, seed: int):
         """As `lm.batches`, with all that `outputs` needs of a batch."""
         return lm.batches(self.corpus, split, batch, seed)
@@ -93,7 +98,7 @@ class Teacher:
     def shared_heads(self, frozen: dict, student_head) -> tuple:
         """(its output embedding, the student's), on the host, cut to the tokens that the two tokenizers share, row for row."""
         theirs, ours = on_host((self.head(frozen), student_head))
-        ids = alignment.shared(self.corpus.tokenizer, self.corpus.teacher) if self.paired else np.arange(len(ours))
+        ids = alignment.shared(self.corpus.tokenizer, self.corpus.teacher) if self.paired else np.arange(self.corpus.vocab)
         known = np.flatnonzero(ids >= 0)
         return theirs[ids[known]], ours[known]
 

@@ -288,6 +288,27 @@ def test_chunked_uld_equals_dense_with_its_gradient_for_any_chunk(chunk):
     assert not any(np.any(leaf) for leaf in gradient)
 
 
+# Heads with rows that are no ids
+
+
+@pytest.mark.parametrize("loss", ["token_log_probs", "chunked_uld"])
+def test_rows_of_padding_take_no_probability(loss):
+    (hidden, head), (teacher, teacher_head), where = model(31), model(40, 3), mask()
+    labels = jnp.asarray(np.random.default_rng(1).integers(0, 31, (3, 11)))
+
+    def total(head, teacher_head, vocab=None, teacher_vocab=None):
+        if loss == "token_log_probs":
+            return token_log_probs(hidden, head, labels, where=where, vocab=vocab).sum()
+        return chunked_uld(teacher, teacher_head, hidden, head, where=where, vocab=vocab, teacher_vocab=teacher_vocab).sum()
+
+    both = jax.jit(jax.value_and_grad(total), static_argnums=(2, 3))
+    (wanted, slope), (found, ours) = both(head, teacher_head), both(*(
+        jnp.concatenate([rows, array((5, 8), 7, 3.0)]) for rows in (head, teacher_head)), 31, 40)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    np.testing.assert_allclose(ours[:31], slope, rtol=1e-5, atol=1e-6)
+    assert not np.any(ours[31:])
+
+
 # On a mesh
 
 

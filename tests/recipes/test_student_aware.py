@@ -1,5 +1,7 @@
 """student_aware: each term trains, each mode runs, and what cannot be done is one line. (What holds of any recipe: tests/invariants.)"""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import scipy.special
 from safetensors import safe_open
 
 from jaxdistill import UserError
+from jaxdistill.data import tokenizer
 from jaxdistill.models import gpt2
 from jaxdistill.recipe import Variables
 from jaxdistill.training import loop, optim, plan
@@ -282,6 +285,43 @@ class TestOtherTokenizer:
         for mode in rows:
             module, _ = gpt2.from_hf(tmp_path / "runs" / f"{mode}-0" / "export")
             assert module.config.width == 16
+
+
+class TestPaddedHeads:
+    """Rows of a head after the last id are padding: they take no probability, and no tokens share them."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def padded(cls, job, other, tmp_path_factory):
+        """(folder) -> its model with 20 rows more, which any state finds likely."""
+
+        def make(folder):
+            module, params = gpt2.from_hf(folder)
+            wte, grown = params["wte"]["embedding"], tmp_path_factory.mktemp("padded")
+            more = 3 * np.random.default_rng(0).normal(size=(20, wte.shape[1])).astype(np.float32)
+            module = module.clone(config=dataclasses.replace(module.config, vocab=len(wte) + len(more)))
+            tok = tokenizer.load(str(folder))
+            params = params | {"wte": {"embedding": jnp.concatenate([wte, more])}}
+            gpt2.to_hf(module, params, grown, bos_token_id=tok.eos, eos_token_id=tok.eos)
+            tokenizer.save(tok, str(grown))
+            return grown
+
+        return {folder.name: make(folder) for folder in (job / "teacher", other)}
+
+    @pytest.mark.parametrize("mode", ["alm", "uld"])
+    def test_they_take_no_probability(self, job, other, padded, mode):
+        found = []
+        for student, teacher in ((job / "teacher", other), (padded["teacher"], padded["other"])):
+            one = ready(job, student=dict(path=str(student)), teacher=dict(path=str(teacher)), kd=dict(mode=mode))
+            found.append(values(one.built.recipe, one, next(one.built.recipe.data("train", 0))))
+        assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+    def test_the_map_between_two_heads_is_of_the_ids_alone(self, job, padded):
+        found = []
+        for student in (job / "teacher", padded["teacher"]):
+            one = ready(job, student=dict(path=str(student)), kd=dict(mode="projector"), projector=dict(init="heads"))
+            found.append(one.built.recipe.calibrate(Variables(one.state.params), one.frozen, None).params["projector"])
+        jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 class TestStopping:
