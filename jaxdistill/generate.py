@@ -97,6 +97,8 @@ def source(workdir: Path, run: str) -> tuple[Path, Any]:
     from jaxdistill.training import plan
 
     job = records.load(workdir / "config.json", "the workdir of a job")
+    if "runs" not in job:  # a model's folder has a config.json too
+        raise UserError(f"{workdir / 'config.json'}: found no job (no runs); accepted: the workdir of a job")
     runs = plan.expand({"mesh": (-1, 1, 1), "cache": ""} | job)  # which are no part of a job
     teachers = [one.id for one in runs if one.spec["fills"]]
     if not run and not teachers:

@@ -157,6 +157,11 @@ def test_what_cannot_be_is_one_line_and_leaves_the_file(flags, said, whole, work
     assert whole.read_bytes() == before
 
 
+def test_a_models_folder_is_no_workdir(workdir, tmp_path):
+    with pytest.raises(UserError, match=r"export/config.json: found no job \(no runs\); accepted: the workdir of a job"):
+        run(workdir / "runs/teacher-0/export", tmp_path / "out")
+
+
 def test_two_do_not_write_one_file(workdir, tmp_path):
     with only_writer(tmp_path / ".out.lock", "another"), pytest.raises(UserError, match="out: another process is writing it"):
         run(workdir, tmp_path / "out")
