@@ -118,7 +118,7 @@ class Cache:
     made: what it was made from. digest: of its manifest, hence of its contents: two of the same digest say the same."""
 
     def __init__(self, folder: str | Path, key: str = "teacher.cache"):
-        self.folder, self.key = Path(folder).expanduser(), key
+        self.folder, self.key = Path(folder).expanduser().absolute(), key
         accepted = "accepted: a folder that python -m jaxdistill.cache has filled"
         if not (self.folder / MANIFEST).is_file():
             begun = (self.folder / BEGUN).is_file()

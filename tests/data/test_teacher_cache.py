@@ -83,6 +83,13 @@ def test_a_reader_goes_to_another_process_without_its_files(whole):
     assert np.array_equal(*(one.rows("train", np.array([9]), np.array([1]))["cached_ids"] for one in (cache, pickle.loads(packed))))
 
 
+def test_it_is_found_wherever_the_process_goes_meanwhile(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(whole.parent)
+    cache = Cache(whole.name)
+    monkeypatch.chdir(tmp_path)
+    assert cache.rows("train", np.array([9]), np.array([1]))["cached_ids"][0].tolist() == produced.ids("train", 9)[1].tolist()
+
+
 KILLS = [("sync", 1), ("replace", 1), ("put", 1), ("half a file", 1), ("replace", 1), ("replace", 2), ("half a file", 3), ("put", 4),
          ("replace", 4), ("unlink", 1)]  # in turn, in one folder: at its beginning, in one shard after another, at the manifest, after it
 
