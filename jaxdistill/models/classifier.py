@@ -111,11 +111,6 @@ def describe(
     )  # fmt: skip
 
 
-def weights(path: str) -> str:
-    """The content hash of a model on disk, as in the facts of `describe`."""
-    return vit_files.open_source(path).digest()
-
-
 def _from_disk(config: ModelConfig, source: vit_files.Source, image, channels, classes) -> vit.ViTConfig:
     for size in _SIZES:
         if getattr(config, size) not in (0, source.sizes[size]):

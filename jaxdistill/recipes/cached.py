@@ -104,17 +104,21 @@ def choose(chosen: TeacherConfig, rows: text.TextConfig, kd, *, temperature: Sch
                         "in the same order")
     weights = mixing(kd, terms, len(folders), "teacher.cache")
     several = len(folders) > 1
-    each = tuple(_read(Cache(folder), path, rows, kd, temperature, terms, wanted, several)
+    each = tuple(_read(Cache(folder), path, chosen.dtype, rows, kd, temperature, terms, wanted, several)
                  for folder, path in zip(folders, paths or ("",) * len(folders), strict=True))
     return Several(each[0].corpus, each, weights, kd.mixture) if several else each[0]
 
 
-def _read(cache: Cache, path: str, rows: text.TextConfig, kd, temperature: Schedule, terms, wanted: bool, several: bool) -> Cached:
+def _read(cache: Cache, path: str, dtype: str, rows: text.TextConfig, kd, temperature: Schedule, terms, wanted: bool,
+          several: bool) -> Cached:
     corpus = text.load(rows)
     cache.check({"kind": "language"})
     if path and not (Path(path) / STAND_IN).exists():
         cache.check({"teacher": {"weights": hf.folder_hash(hf.fetched(path, "teacher.path"))}})
     form, stored, where = cache.made["options"]["format"], cache.made["options"]["temperatures"], f"teacher.cache {cache.folder}"
+    if dtype != cache.made["dtype"]:
+        ran = cache.made["dtype"]
+        raise UserError(f"config key teacher.dtype: found {dtype!r} with {where}, whose teacher computed in {ran}; accepted: {ran!r}")
     for name in (*INSIDE, *(("contrastive",) if form != "hidden" else ())):
         if name in terms:
             holds = "last states and none of the blocks before" if form == "hidden" else f"no states for the split that trains ({form})"

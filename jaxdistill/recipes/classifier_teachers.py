@@ -66,7 +66,8 @@ class InMemory:
 
         counts = {split: len(images) for split, images in self.sets.splits.items()}
         return Outputs(
-            made=made(self.data, self.sets) | {"options": dataclasses.asdict(options), "teacher": self.model.facts},
+            made=made(self.data, self.sets) | {
+                "options": dataclasses.asdict(options), "teacher": self.model.facts, "dtype": jnp.dtype(self.model.module.dtype).name},
             rows=counts, take=take, views=dict.fromkeys(counts, 1) | {"train": options.views}, measure=dict.fromkeys(counts, measure),
             constants=lambda frozen: {}, units=("image", counts), dense=2 * len(self.sets.classes) * options.views,
         )
@@ -103,15 +104,18 @@ def choose(config, data: images.ImageConfig, sets: images.ImageSet) -> InMemory 
     chosen = config.teacher.build(TeacherConfig)
     if chosen.cache:
         cache = Cache(chosen.cache)
+        cache.check(made(data, sets) | {"dtype": chosen.dtype})
         if chosen.path and not (Path(chosen.path) / STAND_IN).exists():
-            cache.check({"teacher": {"weights": classifier.weights(chosen.path)}})
-        cache.check(made(data, sets))
+            cache.check({"teacher": _described(chosen, data, sets).facts})
         return Cached(cache, data)
     if not chosen.path:
         raise UserError("config key teacher.path: found ''; accepted: a folder that a classifier was exported to, or of a Hugging Face ViT")
-    model = classifier.describe(dataclasses.replace(chosen, head="stored"), "teacher", image=data.size, channels=data.channels,
-                                classes=sets.classes)
-    return InMemory(model, data, sets)
+    return InMemory(_described(chosen, data, sets), data, sets)
+
+
+def _described(chosen: TeacherConfig, data: images.ImageConfig, sets: images.ImageSet) -> classifier.Classifier:
+    return classifier.describe(dataclasses.replace(chosen, head="stored"), "teacher", image=data.size, channels=data.channels,
+                               classes=sets.classes)
 
 
 def made(data: images.ImageConfig, sets: images.ImageSet) -> dict:

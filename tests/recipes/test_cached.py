@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -18,6 +19,8 @@ import jaxdistill
 from jaxdistill import UserError
 from jaxdistill.data import text, tokenizer
 from jaxdistill.data.teacher_cache import Cache, Options
+from jaxdistill.recipe import Schedule
+from jaxdistill.recipes.cached import Cached
 from jaxdistill.training import loop, teach
 from jaxdistill.training.metrics import record
 from tests.recipes.conftest import TEXT, build, config, ready, teacher
@@ -186,6 +189,18 @@ class TestSampled:
         assert [line["terms"]["lm"]["raw"] for line in found[:1]] == [line["terms"]["lm"]["raw"] for line in online[:1]]
 
 
+def test_the_tail_is_that_of_kds_temperature_and_drawn_ids_keep_their_weights():
+    def read(temperature, **arrays):
+        cache = types.SimpleNamespace(made={"options": {"temperatures": [1.0, 2.0], "samples": 2}})
+        given = {f"cached_{name}": np.asarray(array, np.float32)[None, None] for name, array in arrays.items()}
+        return Cached(None, cache, True, Schedule(((0.0, temperature),))).outputs({}, given)[1]
+
+    for at, temperature in enumerate((1.0, 2.0)):
+        assert read(temperature, ids=[3, 4], logits=[-1, -2], tails=[-5, -7]).log_tail.tolist() == [[(-5.0, -7.0)[at]]]
+    assert read(1.0, ids=[3, 4], weights=[0.25, 0.5]).weights.tolist() == [[[0.25, 0.5]]]
+    assert read(1.0, ids=[3, 4]).weights.tolist() == [[[0.5, 0.5]]]
+
+
 def test_several_caches_are_their_mixture(job, caches, tmp_path):
     """Two teachers, one cache each; and what has no mean is refused."""
     second = str(tmp_path / "second")
@@ -237,7 +252,10 @@ CANNOT = {  # kind, change, what is said
     "another divergence, of draws": ("drawn", dict(kd=dict(kind="reverse_kl")), "kd.kind: found 'reverse_kl'"),
     "another temperature, of topk": ("few", dict(kd=dict(temperature=((0.0, 1.0),))), "kd.temperature: found 1.0"),
     "a moving temperature, of draws": ("drawn", dict(kd=dict(temperature=((0.0, 2.0), (1.0, 1.0)))), "kd.temperature: found (2.0, 1.0)"),
+    "what the student writes": (
+        "float32", dict(on_policy=dict(fraction=((0.0, 0.5),), prompt=4)), "on_policy.fraction: found ((0.0, 0.5),) with a teacher"),
     "another packing": ("float32", dict(data=dict(length=8)), "found packing.train.length 16"),
+    "another dtype of the computation": ("float32", dict(teacher=dict(dtype="bfloat16")), "teacher.dtype: found 'bfloat16' with teacher"),
     "fewer rows": ("float32", dict(data=dict(train_tokens=100)), "found data.splits.train.documents"),
     "fewer rows to measure on": ("float32", dict(data=dict(eval_tokens=50)), "found data.splits.validation.documents"),
     "another split, hence another tokenizer": ("float32", dict(data=dict(validation=0.3)), "found tokenizer"),
@@ -248,7 +266,8 @@ CANNOT = {  # kind, change, what is said
 def test_what_it_cannot_serve_is_one_line(name, job, caches, tmp_path, capsys):
     kind, changes, said = CANNOT[name]
     chosen = config(job)
-    chosen.update(changes | dict(teacher=dict(cache=str(caches[kind]))))
+    chosen.update(changes)
+    chosen.teacher.cache = str(caches[kind])
     assert said in refusal(lambda: loop.run(chosen, tmp_path / "w", quiet=True), capsys)
     assert not list((tmp_path / "w").rglob("identity.json"))  # before anything trained
 

@@ -142,5 +142,13 @@ def test_another_teacher_is_one_line(teacher, plain, tmp_path):
         prepare.build(plan.expand(job(str(other), str(plain)))[0])
 
 
+@pytest.mark.parametrize(("change", "said"), [(dict(mean=(0.1,)), r"found teacher\.mean"), (dict(dtype="bfloat16"), "found dtype float32")])
+def test_a_teacher_that_computes_otherwise_is_one_line(change, said, teacher, plain):
+    chosen = job(teacher, str(plain))
+    chosen.teacher.update(change)
+    with pytest.raises(jaxdistill.UserError, match="^config key teacher.cache: " + said):
+        prepare.build(plan.expand(chosen)[0])
+
+
 def test_text_is_not_images(plain):
     assert dataclasses.asdict(Options(format="logits", dtype="float32")) == Cache(plain).made["options"] | {"temperatures": ()}
