@@ -29,6 +29,8 @@ VERSION = 1
 MANIFEST, BEGUN = "manifest.json", "begun.json"
 FORMATS = ("hidden", "topk", "sampled", "logits")
 DTYPES = ("float32", "bfloat16", "float16")
+USED = {"k": ("topk",), "samples": ("sampled",), "draws": ("sampled",), "gamma": ("sampled",), "temperatures": ("topk", "sampled"),
+        "seed": ("sampled", "logits")}  # option -> the formats that it counts in  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,14 @@ class Options:
             raise UserError(f"--seed: found {self.seed}; accepted: 0 or more, and below 2^31")
         if not all(0 < t < math.inf for t in self.temperatures):
             raise UserError(f"--temperatures: found {self.temperatures}; accepted: numbers above 0")
+
+    def check_used(self) -> None:
+        """Refuses an option that the format, which is chosen by now, would ignore."""
+        for name, formats in USED.items():
+            found, default = getattr(self, name), getattr(Options, name)
+            if found != default and self.format not in formats:
+                raise UserError(f"--{name}: found {found} with --format={self.format}; accepted: {default}, or "
+                                f"--format={' or '.join(formats)}")
 
 
 class Table(NamedTuple):

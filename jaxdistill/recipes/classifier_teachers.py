@@ -128,10 +128,12 @@ def _complete(options: Options, data: images.ImageConfig) -> Options:
     """With the defaults that depend on the job, and what cannot be done refused."""
     if options.format not in ("", "logits"):
         raise UserError(f"--format: found {options.format!r} with a classifier; accepted: logits")
+    options = dataclasses.replace(options, format="logits", dtype=options.dtype or "float32")
+    options.check_used()
     if key := data.augmented:
         if options.views == 1:
             raise UserError(f"config key data.{key}: found {getattr(data, key)} with --views=1; accepted: no augmentation, or --views=V, V "
                             "views of each image to be stored, which epochs take in turn")
     elif options.views > 1:
         raise UserError(f"--views: found {options.views} with images that nothing augments; accepted: 1")
-    return dataclasses.replace(options, format="logits", dtype=options.dtype or "float32")
+    return options

@@ -87,6 +87,7 @@ def _complete(options: Options, mode: str, temperature: Schedule) -> Options:
     options = dataclasses.replace(options, format=options.format or "hidden")
     if options.format == "logits":
         raise UserError("--format: found 'logits' with a language model; accepted: hidden, topk, sampled")
+    options.check_used()
     if options.format != "hidden" and mode != "logits":
         raise UserError(f"--format: found {options.format!r} with kd.mode {mode!r}; accepted: 'hidden'")
     if options.views > 1:

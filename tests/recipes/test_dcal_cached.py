@@ -119,6 +119,7 @@ def test_views_depend_on_their_own_seed_and_on_nothing_else():
     (Options(), dict(resize=(20, 20)), "config key data.resize: found (20, 20) with --views=1"),
     (Options(views=2), {}, "--views: found 2 with images that nothing augments"),
     (Options("topk"), {}, "--format: found 'topk' with a classifier"),
+    (Options(k=8), {}, "--k: found 8 with --format=logits; accepted: 64, or --format=topk"),
 ])
 def test_what_cannot_be_stored_is_one_line(options, data, said, teacher, tmp_path):
     with pytest.raises(jaxdistill.UserError) as error:
