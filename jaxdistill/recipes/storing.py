@@ -15,15 +15,22 @@ from jaxdistill.losses.fused_vocab import vocab_logits
 from jaxdistill.losses.targets import sample, top_k
 from jaxdistill.recipe import Outputs, Schedule
 from jaxdistill.recipes.cached import INSIDE, packing
-from jaxdistill.recipes.teachers import InMemory, Teacher
+from jaxdistill.recipes.teachers import InMemory, Several, Teacher
 
 CHUNK = 512  # tokens (batch x positions) whose logits exist at a time
 
 
 def outputs(teacher: Teacher, kd, temperature: Schedule, terms: tuple[str, ...], sampled: bool) -> Callable | None:
-    """A recipe's `outputs`: what is stored of a teacher that runs; None of any other. kd: the section. temperature: of kd. terms: the
-    feature terms that are on. sampled: whether the student writes some of the batches."""
+    """A recipe's `outputs`: what is stored of a teacher that runs, or a refusal of several; None of any other. kd: the section.
+    temperature: of kd. terms: the feature terms that are on. sampled: whether the student writes some of the batches."""
+    if isinstance(teacher, Several):
+        return functools.partial(_refused, teacher)
     return functools.partial(_outputs, teacher, kd, temperature, terms, sampled) if isinstance(teacher, InMemory) else None
+
+
+def _refused(teacher: Several, options: Options) -> Outputs:
+    raise UserError(f"config key teacher.path: found {tuple(model.folder for model in teacher.models)} with jaxdistill.cache; accepted: "
+                    "one (each has a cache of its own: teacher.cache takes a tuple of them)")
 
 
 def _outputs(teacher: InMemory, kd, temperature: Schedule, terms: tuple[str, ...], sampled: bool, options: Options) -> Outputs:

@@ -330,6 +330,13 @@ def test_what_cannot_be_stored_is_one_line(options, changes, said, job, tmp_path
     assert not (tmp_path / "cache/begun.json").exists()
 
 
+def test_of_several_teachers_each_has_a_cache_of_its_own(job, tmp_path, capsys):
+    chosen, both = config(job), (str(job / "teacher"),) * 2
+    chosen.teacher.path = both
+    line = refusal(lambda: teach.run(chosen, tmp_path / "cache", Options()), capsys)
+    assert f"config key teacher.path: found {both} with jaxdistill.cache; accepted: one (each has a cache of its own" in line
+
+
 def test_a_launcher_that_starts_several_is_told_so(monkeypatch):
     from jaxdistill import cache as command
 
