@@ -186,6 +186,8 @@ def _same(folder: Path, found: dict, wanted: dict, what: str) -> None:
 
 def _manifest(folder: Path) -> dict:
     found = read_json(folder / MANIFEST)
+    if "tables" not in found:  # a run has a file of that name too
+        raise UserError(f"{folder / MANIFEST}: found no teacher cache's; accepted: a folder that python -m jaxdistill.cache has filled")
     seal = found.get("sha256")
     if digest({key: value for key, value in found.items() if key != "sha256"}) != seal:
         raise UserError(f"{folder / MANIFEST}: found contents that do not match their sha256; accepted: the file as it was written")

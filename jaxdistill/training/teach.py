@@ -27,6 +27,7 @@ def run(config: Any, workdir: str | Path, options: Options, *, dry_run: bool = F
         built = _taught(config, found)
         sharding.check_batch(built.train.batch, 1, mesh)
         outputs = built.recipe.outputs(options)
+        _for_all(config, found, options)
         layouts = _layouts(built, outputs)
         _tell(outputs, layouts, say)
         if dry_run:
@@ -66,6 +67,18 @@ def _taught(config: Any, found: list[Built]) -> Built:
             return built
     raise UserError(f"config key runs: found {', '.join(config['runs'])}, none of which has a teacher whose outputs can be kept; accepted: "
                     "a job that distils, as configs/kd.py")
+
+
+def _for_all(config: Any, found: list[Built], options: Options) -> None:
+    """Refuses a job of which another run could not train from the cache."""
+    seeds, asked = (plan.as_dict(config)[key] for key in ("seeds", "runs"))
+    for built in found:
+        if built.recipe.outputs and built.run.name in asked:
+            built.recipe.outputs(options)
+    for name in dict.fromkeys(one.run.name for one in found if one.run.spec["fills"] and not one.run.spec["once"]):
+        if len(seeds) > 1:
+            raise UserError(f"config key run.{name}.once: found False with seeds {tuple(seeds)}; accepted: True, or one seed (a cache is "
+                            "of one teacher)")
 
 
 def _with_teacher(config: Any, built: Built, runs: list[plan.Run], workdir: Path) -> Built:

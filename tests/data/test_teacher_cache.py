@@ -1,5 +1,6 @@
 """The cache of a teacher on disk: what was put in comes out, a kill leaves nothing half, and damage is told."""
 
+import errno
 import json
 import os
 import pickle
@@ -123,6 +124,23 @@ def test_a_shard_that_was_damaged_before_the_rest_was_written_is_written_again(w
     assert contents(tmp_path) == contents(whole)
 
 
+def test_where_there_is_no_room_what_is_there_is_kept(tmp_path, whole, monkeypatch):
+    calls, sync = [], shards.sync
+
+    def full(file):
+        calls.append(file)
+        if len(calls) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    monkeypatch.setattr(shards, "sync", full)
+    with pytest.raises(UserError, match="-unfinished: No space left on device; accepted: .*: the same command goes on"):
+        produced.write(tmp_path)
+    assert len(list((tmp_path / "shards").glob("*.npy"))) == 2
+    produced.write(tmp_path)
+    assert contents(tmp_path) == contents(whole)
+
+
 def test_a_finished_cache_is_left_alone(copy):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.name != ".lock"}
     produced.write(copy)
@@ -148,14 +166,16 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_to_a_shard_is_one_line_when_it_is_opened(name, copy):
+def test_damage_to_a_shard_is_one_line(name, copy):
+    """What is not there, or too short, is known before anything trains; contents, when the shard is opened."""
     act, said = DAMAGE[name]
     path = shard(copy)
     act(copy)
-    cache = Cache(copy)
-    cache.rows("train", np.array([0]), np.array([0]))  # of another shard
+    opened = Cache(copy) if "bit" in name else None
+    if opened:
+        opened.rows("train", np.array([0]), np.array([0]))  # of another shard
     with pytest.raises(UserError, match=said) as error:
-        cache.rows("train", np.array([17]), np.array([0]))
+        opened.rows("train", np.array([17]), np.array([0])) if opened else Cache(copy)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -164,6 +184,9 @@ def test_a_damaged_manifest_is_refused(copy):
     manifest = copy / teacher_cache.MANIFEST
     manifest.write_text(manifest.read_text().replace('"per": 6', '"per": 4', 1))
     with pytest.raises(UserError, match="manifest.json: found contents that do not match"):
+        Cache(copy)
+    manifest.write_text('{"versions": {}}')  # as a run has one
+    with pytest.raises(UserError, match="manifest.json: found no teacher cache's; accepted: a folder"):
         Cache(copy)
     manifest.write_text("[")
     with pytest.raises(UserError, match="manifest.json: cannot be read as JSON"):

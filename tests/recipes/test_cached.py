@@ -401,3 +401,25 @@ def test_the_command_killed_goes_on_to_the_same_bytes(job, tmp_path):
     kept = {name: {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
             for name in ("whole", "cut")}
     assert kept["cut"] == kept["whole"]
+
+
+def test_a_job_of_which_another_run_could_not_use_it_is_refused(job, tmp_path, capsys):
+    """Before the teacher runs: its cache would be of no use to the same job."""
+    chosen = config(job)
+    chosen.runs, chosen.run.inside = ("inside", "kd"), dict(recipe="student_aware", hidden=ON)
+    said = refusal(lambda: teach.run(chosen, tmp_path / "cache", Options()), capsys)
+    assert "config key hidden.weight: found a weight with a cache of format hidden" in said
+    chosen.runs = ("kd",)  # which is all that is asked for
+    teach.run(chosen, tmp_path / "cache", Options(), dry_run=True)
+
+
+def test_a_teacher_of_each_seed_has_no_cache_in_common(job, tmp_path, capsys):
+    chosen = config(job)
+    chosen.teacher.path, chosen.seeds = "", (0, 1)
+    chosen.run.teacher = dict(recipe="lm", fills="teacher.path", given="model.path", model=dict(chosen.student))
+    chosen.runs = ("teacher", "kd")
+    said = refusal(lambda: teach.run(chosen, tmp_path / "cache", Options()), capsys)
+    assert "config key run.teacher.once: found False with seeds (0, 1); accepted: True, or one seed" in said
+    assert not (tmp_path / "cache").exists()
+    chosen.run.teacher.once = True
+    teach.run(chosen, tmp_path / "cache", Options(), dry_run=True)
