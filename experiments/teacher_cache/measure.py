@@ -1,9 +1,9 @@
 """What a cached teacher saves: the default job's student (configs/kd.py, logits alone), with its teacher beside it and with what it said.
 
-    python -m experiments.teacher_cache.measure [--steps=200] [--width=160 --depth=3]
+    python -m experiments.teacher_cache.measure [--steps=200 | --epochs=4] [--width=160 --depth=3]
 
 All sides take the same batches from the same beginning, in turn, each from its own compiled step, so that whatever else the machine does
-strikes all alike. An update is its step, and fetching its batch: what a cache has to read is in it. The teacher is an untrained one,
+strikes all alike: an update each, or with --epochs an epoch each, all its updates one after another. An update is its step, and fetching its batch: what a cache has to read is in it. The teacher is an untrained one,
 which changes no time. width, depth: of the teacher, whose heads stay 4. Beside them, what no cache can serve (the default's own feature
 term, which reads the teacher's blocks) and what no cache can beat (no teacher at all).
 """
@@ -69,6 +69,7 @@ class Side:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--width", type=int, default=160)
     parser.add_argument("--depth", type=int, default=3)
     args = parser.parse_args()
@@ -92,11 +93,14 @@ def main() -> None:
             side.step()
         times = {name: [] for name in sides}
         names = list(sides)
-        for turn in range(args.steps):
+        updates = len(corpus.splits["train"]) // kd.get_config().train.batch if args.epochs else 1
+        for turn in range(args.epochs or args.steps):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:  # none always comes after the same one
-                times[name].append(sides[name].step())
+                steps = [sides[name].step() for _ in range(updates)]
+                times[name].append(tuple(sum(column) / updates for column in zip(*steps, strict=True)))
     online = [seconds for seconds, _ in times["online"]]
-    print(f"\nteacher {args.width} x {args.depth}, vocabulary {corpus.vocab}, {args.steps} updates each, medians:")
+    print(f"\nteacher {args.width} x {args.depth}, vocabulary {corpus.vocab}, "
+          f"{f'{args.epochs} epochs of {updates}' if args.epochs else args.steps} updates each, medians:")
     for name, taken in times.items():
         ratio = statistics.median(a / b for a, (b, _) in zip(online, taken, strict=True))
         update, fetch = (1e3 * statistics.median(column) for column in zip(*taken, strict=True))

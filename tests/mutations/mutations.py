@@ -300,7 +300,7 @@ MUTATIONS = (
           ("recipes.classifier_teachers:InMemory.logits", "return jax.lax.stop_gradient(found)", "return found")),
     fault("teacher_in_training_mode", "", nothing_to_learn,
           ("recipes.classifier_teachers:InMemory.logits", 'batch["image"]))', 'batch["image"]), key=jax.random.key(1))'),
-          ("recipes.classifier_teachers:choose", 'head="stored"', 'head="stored", drop_path=0.5')),
+          ("recipes.classifier_teachers:_described", 'head="stored"', 'head="stored", drop_path=0.5')),
     # Stored teachers
     fault("cached_row_of_a_neighbour", "", stored, ("data.shards:Reader.take", "[row % self.per, start", "[row % self.per - 1, start")),
     fault("cached_draw_always_the_first", "", stored,
