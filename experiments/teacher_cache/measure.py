@@ -3,9 +3,10 @@
     python -m experiments.teacher_cache.measure [--steps=200 | --epochs=4] [--width=160 --depth=3]
 
 All sides take the same batches from the same beginning, in turn, each from its own compiled step, so that whatever else the machine does
-strikes all alike: an update each, or with --epochs an epoch each, all its updates one after another. An update is its step, and fetching its batch: what a cache has to read is in it. The teacher is an untrained one,
-which changes no time. width, depth: of the teacher, whose heads stay 4. Beside them, what no cache can serve (the default's own feature
-term, which reads the teacher's blocks) and what no cache can beat (no teacher at all).
+strikes all alike: an update each, or with --epochs an epoch each, all its updates one after another. An update is its step, and fetching
+its batch: what a cache has to read is in it. The teacher is an untrained one, which changes no time. width, depth: of the teacher, whose
+heads stay 4. Beside them, what no cache can serve (the default's own feature term, which reads the teacher's blocks) and what no cache
+can beat (no teacher at all).
 """
 
 import argparse

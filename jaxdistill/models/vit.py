@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, Key
 
@@ -320,7 +321,7 @@ def load(
     params = vit_files.read(source, {path: shape for path, shape in wanted.items() if path not in new}, c.grid, place)
     if new:
         made = flatten_dict(initialise(module, key), sep="/")
-        params |= {path: jax.device_put(made[path], place(path)) if place else made[path] for path in new}
+        params |= {path: jax.device_put(np.asarray(made[path]), place(path)) if place else made[path] for path in new}
     return unflatten_dict({path: params[path] for path in wanted}, sep="/")
 
 

@@ -273,9 +273,9 @@ def _read_npz(source: Source, shapes: Mapping[str, tuple], place: Callable | Non
             found = "nothing" if array is None else f"{array.dtype} {array.shape}"
             raise UserError(f"{source.path}: {name}: found {found}; accepted: floats of shape {shape}")
         array = array.swapaxes(0, 1) if path.endswith("patch/kernel") else array
-        array = jnp.array(np.ascontiguousarray(array, dtype=np.float32).reshape(shapes[path]))
+        array = np.ascontiguousarray(array, dtype=np.float32).reshape(shapes[path])
         sharding = place and place(path)
-        params[path] = jax.device_put(array, sharding) if sharding else array
+        params[path] = jax.device_put(array, sharding) if sharding else jnp.array(array)
     if arrays:
         raise UserError(f"{source.path}: {min(arrays)}: found {len(arrays)} arrays that a ViT does not have; accepted: none "
                         "(pre_logits goes with the stored head, which a new one replaces)")

@@ -76,7 +76,7 @@ class Deep:
         """The trainable parameters as they were drawn; drawn again, which costs less than to keep them."""
         drawn = self.ready.built.recipe.init(jax.random.fold_in(jax.random.key(self.ready.built.run.seed), 0)).params
         places = jax.tree.map(lambda x: x.sharding, self.ready.abstract.params)
-        return optim.cut(jax.tree.map(jax.device_put, drawn, places), self.ready.groups)
+        return optim.cut(jax.tree.map(sharding.place, drawn, places), self.ready.groups)
 
     def _batch_of_one(self, state: TrainState) -> float | None:
         """See `difference`; of the first and the last example of the first batch that is evaluated. None where `valid`, by which one

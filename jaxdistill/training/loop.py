@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxdistill import UserError
 from jaxdistill.diagnosis.finding import Finding
@@ -296,7 +297,7 @@ def _evaluate(ready: Prepared, state, memory: dict, line: dict, terminal, jitted
         if unknown := controls.keys() - state.controls.keys():
             raise ValueError(f"react moves {sorted(unknown)}; the recipe's controls are {sorted(state.controls)}")
         state = state.replace(controls={
-            name: jax.device_put(jax.numpy.asarray(controls.get(name, old), old.dtype), old.sharding)
+            name: sharding.place(np.asarray(controls[name], old.dtype), old.sharding) if name in controls else old
             for name, old in state.controls.items()
         })
         memory["stop"] = stop or ""

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -97,10 +98,17 @@ def replicate(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """Into a sharding of all processes, each of which has the whole leaf, or its part of it already. What is this process's alone goes by
+    the host: where each process has one device, JAX 0.10.2's device_put makes an array of it that computes and cannot be saved."""
+    alone = jax.process_count() > 1 and isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+    return jax.device_put(np.asarray(leaf) if alone else leaf, sharding)
+
+
 def put(tree: Any, places: Any) -> Any:
     """Copies every leaf into its sharding. The copy is real, never an alias: donated state must own its
     memory, and device_put may alias also where it is told not to."""
-    placed = jax.tree.map(jax.device_put, tree, places)
+    placed = jax.tree.map(place, tree, places)
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places)(placed)
 
 

@@ -19,7 +19,7 @@ from tests import jobs
 CONFIG = Path(__file__).with_name("twin_config.py")
 
 
-def start(workdir: Path, *moments: str, variant: str = "", **keys) -> list[subprocess.Popen]:
+def start(workdir: Path, *moments: str, variant: str = "", devices: int = 4, **keys) -> list[subprocess.Popen]:
     """A process for each moment, on one job."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -27,7 +27,7 @@ def start(workdir: Path, *moments: str, variant: str = "", **keys) -> list[subpr
     flags = [f"--config={CONFIG}{variant}", f"--workdir={workdir}", f"--config.cache={workdir}-cache", "--meet_seconds=60",
              f"--coordinator=127.0.0.1:{port}", f"--num_processes={len(moments)}",
              *(f"--config.{key}={value}" for key, value in keys.items())]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TWIN_DEVICES": str(devices)}
     return [
         subprocess.Popen([sys.executable, "-m", "tests.training.twin", moment, *flags, f"--process_id={index}"],
                          env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -65,9 +65,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def ran(folder):
-    """The same job by two processes and by one; and a smaller one, by two that are told to stop and by one."""
+    """The same job by two processes and by one; and a smaller one, by two of one device each that are told to stop, and by one."""
     both = start(folder / "two", "nothing", "nothing", variant=":pair")
-    cut = start(folder / "cut", "slowly", "told to stop", **{"train.steps": 40})
+    cut = start(folder / "cut", "slowly", "told to stop", devices=1, mesh="(2, 1, 1)", **{"train.steps": 40})
     loop.run(on(jobs.pair(fit=True), (4, 2, 1), folder), folder / "one", quiet=True)
     longer = on(jobs.toy(), (4, 2, 1), folder)
     longer.train.steps = 40

@@ -1,7 +1,8 @@
-"""One of two processes of four devices, as a user starts it: python -m tests.training.twin MOMENT FLAG...
+"""One of two processes of four devices (or $TWIN_DEVICES), as a user starts it: python -m tests.training.twin MOMENT FLAG...
 
 MOMENT says what happens to it on the way (`MOMENTS`); FLAGs are those of jaxdistill.main."""
 
+import os
 import signal
 import sys
 import time
@@ -36,6 +37,6 @@ MOMENTS = {
 }
 
 if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", 4)
+    jax.config.update("jax_num_cpu_devices", int(os.environ.get("TWIN_DEVICES", "4")))
     MOMENTS[sys.argv.pop(1)]()
     main.cli()
