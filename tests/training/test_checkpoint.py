@@ -1,6 +1,7 @@
 """Checkpoints: what was saved comes back bit for bit, or is refused aloud."""
 
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -165,6 +166,14 @@ DAMAGES = {
 # Orbax leaves what it was reading beside a damaged file to the garbage collector, which complains.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 class TestDamage:
+    @pytest.fixture(autouse=True)
+    @classmethod
+    def little_garbage(cls):
+        """What other tests left in this process: else each damaged checkpoint is a second of looking through it."""
+        gc.freeze()
+        yield
+        gc.unfreeze()
+
     @pytest.mark.parametrize("damage", DAMAGES)
     def test_of_any_file_gives_the_same_or_the_previous(self, two, tmp_path, damage):
         """Never other values, never a traceback."""
