@@ -321,6 +321,7 @@ def load(
     params = vit_files.read(source, {path: shape for path, shape in wanted.items() if path not in new}, c.grid, place)
     if new:
         made = flatten_dict(initialise(module, key), sep="/")
+        # (numpy: training.sharding.place says why)
         params |= {path: jax.device_put(np.asarray(made[path]), place(path)) if place else made[path] for path in new}
     return unflatten_dict({path: params[path] for path in wanted}, sep="/")
 

@@ -75,10 +75,10 @@ def _for_all(config: Any, found: list[Built], options: Options) -> None:
     for built in found:
         if built.recipe.outputs and built.run.name in asked:
             built.recipe.outputs(options)
-    for name in dict.fromkeys(one.run.name for one in found if one.run.spec["fills"] and not one.run.spec["once"]):
-        if len(seeds) > 1:
-            raise UserError(f"config key run.{name}.once: found False with seeds {tuple(seeds)}; accepted: True, or one seed (a cache is "
-                            "of one teacher)")
+    apart = [built.run.name for built in found if built.run.spec["fills"] and not built.run.spec["once"]]
+    if apart and len(seeds) > 1:
+        raise UserError(f"config key run.{apart[0]}.once: found False with seeds {tuple(seeds)}; accepted: True, or one seed (a cache is "
+                        "of one teacher)")
 
 
 def _with_teacher(config: Any, built: Built, runs: list[plan.Run], workdir: Path) -> Built:

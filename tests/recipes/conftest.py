@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict, FieldReference
 
+import jaxdistill
 from jaxdistill.data import text, tokenizer
 from jaxdistill.models import gpt2
 from jaxdistill.training import plan, prepare, sharding
@@ -15,6 +16,8 @@ from jaxdistill.training.defaults import defaults
 
 TEXT = dict(source="files", path="", field="text", invalid_utf8="error", tokenizer="", vocab=300, length=16, validation=0.2,
             test=0.2, train_tokens=0, eval_tokens=0)
+
+ON = dict(weight=((0.0, 1.0),))  # of a term
 
 
 def documents(folder: Path, count: int = 40) -> None:
@@ -83,3 +86,15 @@ def teacher(folder: Path, tok: tokenizer.Tokenizer, *, length: int, width: int =
     params = jax.tree.map(lambda x: 4 * x, params)
     gpt2.to_hf(module, params, folder, bos_token_id=tok.eos, eos_token_id=tok.eos)
     tokenizer.save(tok, str(folder))
+
+
+def refusal(body, capsys) -> str:
+    """The one line of a command that is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        jaxdistill.command(body)
+    line = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    return line
